@@ -1,0 +1,104 @@
+"""Bytes to messages and back: msgpack bodies behind a four-byte big-endian length.
+
+Pure functions, no sockets. A body that is not one of the known messages raises `ProtocolError`, and so does
+a length above `MAX_FRAME_BYTES`, so that a malformed peer costs bounded memory.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from protocol.handshake import Challenge, Hello, Ping, Pong, Welcome
+from protocol.rooms import (
+    Abort,
+    Closed,
+    Delivered,
+    Handoff,
+    Join,
+    Message,
+    Offer,
+    OpenDecode,
+    OpenGenerate,
+    OpenPrefill,
+    Reservation,
+    RoomFailed,
+    StepFrame,
+)
+
+MAX_FRAME_BYTES = 64 << 20
+
+AnyMessage = (
+    OpenPrefill
+    | OpenDecode
+    | OpenGenerate
+    | Abort
+    | Closed
+    | Join
+    | Reservation
+    | Offer
+    | Handoff
+    | Delivered
+    | StepFrame
+    | RoomFailed
+    | Hello
+    | Challenge
+    | Welcome
+    | Ping
+    | Pong
+)
+
+_LENGTH = struct.Struct(">I")
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+
+
+class ProtocolError(ValueError):
+    """The peer sent something that is not a message of this protocol version."""
+
+
+def encode_frame(message: Message) -> bytes:
+    """The length-prefixed frame of one message."""
+    body = _ENCODER.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise ProtocolError(f"a frame of {len(body)} bytes is over the limit of {MAX_FRAME_BYTES}")
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode_body(body: bytes | memoryview) -> AnyMessage:
+    """The message in one frame's body; raises `ProtocolError` for anything else."""
+    try:
+        return _DECODER.decode(body)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise ProtocolError(f"not a message of this protocol: {error}") from error
+
+
+class FrameReader:
+    """Splits a byte stream into messages: feed what arrived, iterate over what is complete."""
+
+    def __init__(self, *, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+        self._buffer = bytearray()
+        self._max_frame_bytes = max_frame_bytes
+
+    def feed(self, data: bytes) -> list[AnyMessage]:
+        """The messages completed by `data`, in order; raises `ProtocolError` if any of them is malformed."""
+        buffer = self._buffer
+        buffer += data
+        messages: list[AnyMessage] = []
+        start = 0
+        while len(buffer) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer, start)
+            if length > self._max_frame_bytes:
+                raise ProtocolError(f"a frame of {length} bytes is over the limit of {self._max_frame_bytes}")
+            end = start + _LENGTH.size + length
+            if len(buffer) < end:
+                break
+            messages.append(decode_body(bytes(buffer[start + _LENGTH.size : end])))
+            start = end
+        del buffer[:start]
+        return messages
+
+    def raise_limit(self, max_frame_bytes: int) -> None:
+        """Allow larger frames, once the peer has proved who it is."""
+        self._max_frame_bytes = max_frame_bytes

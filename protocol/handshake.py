@@ -1,0 +1,95 @@
+"""Who is at the other end of a link: messages of the mutual authentication, and the tags they carry.
+
+The listener sends `Challenge`, the connector answers `Hello` with a tag over both nonces, the listener answers
+`Welcome` with its own tag. Tags are HMAC-SHA256 under the cluster secret, so nobody without it can open a room,
+and a recorded handshake opens nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import hmac
+import secrets
+
+import msgspec
+
+from protocol.rooms import PROTOCOL_VERSION, Message, PeerAddress
+
+
+class LinkRole(enum.Enum):
+    ROUTER = "router"
+    REPLICA = "replica"
+
+
+class RegionTicket(msgspec.Struct, frozen=True, array_like=True):
+    """How a peer reaches a replica's KV pool: one contiguous region of equal pages.
+
+    A page holds every layer: `[layers, kv_heads, 2, page_size, head_dim]` of `dtype`, so one page is one span.
+    """
+
+    num_pages: int
+    page_bytes: int
+    layout: str
+    """Fingerprint of model, dtype and page shape: equal tickets hold interchangeable pages."""
+    host_id: str
+    """Equal on two replicas that share a kernel, so that shared memory can be passed."""
+    shm_socket: str
+    """Abstract Unix socket that hands out the memory's file descriptor; empty when there is none."""
+    tcp_host: str
+    tcp_port: int
+    """0 when the pool is not served over TCP."""
+
+
+class Challenge(Message, frozen=True, tag="challenge"):
+    version: int
+    nonce: bytes
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    version: int
+    role: LinkRole
+    peer_id: str
+    boot: int
+    nonce: bytes
+    tag: bytes
+
+
+class Welcome(Message, frozen=True, tag="welcome"):
+    address: PeerAddress
+    region: RegionTicket | None
+    tag: bytes
+
+
+class Ping(Message, frozen=True, tag="ping"):
+    sequence: int
+
+
+class Pong(Message, frozen=True, tag="pong"):
+    sequence: int
+
+
+def new_nonce() -> bytes:
+    return secrets.token_bytes(16)
+
+
+def hello_tag(secret: bytes, challenge: Challenge, role: LinkRole, peer_id: str, boot: int, nonce: bytes) -> bytes:
+    """The connector's proof that it knows the cluster secret."""
+    return _tag(secret, b"hello", challenge.nonce, nonce, role.value.encode(), peer_id.encode(), str(boot).encode())
+
+
+def welcome_tag(secret: bytes, challenge: Challenge, hello: Hello) -> bytes:
+    """The listener's proof that it knows the cluster secret."""
+    return _tag(secret, b"welcome", challenge.nonce, hello.nonce)
+
+
+def tags_equal(one: bytes, other: bytes) -> bool:
+    """Compared in constant time."""
+    return hmac.compare_digest(one, other)
+
+
+def _tag(secret: bytes, *parts: bytes) -> bytes:
+    digest = hmac.new(secret, str(PROTOCOL_VERSION).encode(), hashlib.sha256)
+    for part in parts:
+        digest.update(len(part).to_bytes(4, "big") + part)
+    return digest.digest()

@@ -1,0 +1,49 @@
+"""Sampling parameters and finish reasons: what a request asks of the engine and how it ends."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class FinishReason(enum.Enum):
+    """Why a sequence ended. The router maps these to each API's own words."""
+
+    STOP_TOKEN = "stop_token"
+    """End-of-sequence token or one of `stop_token_ids`."""
+    STOP_STRING = "stop_string"
+    """One of `stop` appeared in the text; the text is cut before it."""
+    LENGTH = "length"
+    """`max_tokens` or the model's context length was reached."""
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to choose tokens for one sequence. Ranges are checked by the router; the engine trusts them.
+
+    `seed` is always set: the router draws one when the client gives none, so that any replica can
+    continue the sequence. Sampling is `argmax(logits / temperature + Gumbel(seed, choice, position, token))`.
+    """
+
+    seed: int = 0
+    """Unsigned, below 2**63."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_k: int = 0
+    """0 keeps every token."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    max_tokens: int = 128
+    """Generated tokens at most, counted from the end of the prompt (logged tokens included)."""
+    min_tokens: int = 0
+    """No stop token is sampled, and no stop string matched, before this many generated tokens."""
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    """None: none. 0: the sampled token's logprob. n: also the n most likely tokens'. Log-softmax of the
+    raw logits (before temperature, penalties and filters)."""
