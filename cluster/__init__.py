@@ -1,0 +1,1 @@
+"""Everything Ray: Serve application, deployments, membership, metrics."""

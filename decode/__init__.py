@@ -1,0 +1,1 @@
+"""The decode half of a room: reserve, take, verify, admit, stream."""

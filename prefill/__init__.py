@@ -1,0 +1,1 @@
+"""The prefill half of a room: compute, retain, offer, release."""
