@@ -7,6 +7,7 @@ a length above `MAX_FRAME_BYTES`, so that a malformed peer costs bounded memory.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 import msgspec
 
@@ -81,23 +82,27 @@ class FrameReader:
         self._buffer = bytearray()
         self._max_frame_bytes = max_frame_bytes
 
-    def feed(self, data: bytes) -> list[AnyMessage]:
-        """The messages completed by `data`, in order; raises `ProtocolError` if any of them is malformed."""
+    def feed(self, data: bytes) -> Iterator[AnyMessage]:
+        """The messages completed by `data`, in order, each decoded when asked for.
+
+        Raises `ProtocolError` at a malformed one, after which the stream is of no more use.
+        """
         buffer = self._buffer
         buffer += data
-        messages: list[AnyMessage] = []
         start = 0
-        while len(buffer) - start >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(buffer, start)
-            if length > self._max_frame_bytes:
-                raise ProtocolError(f"a frame of {length} bytes is over the limit of {self._max_frame_bytes}")
-            end = start + _LENGTH.size + length
-            if len(buffer) < end:
-                break
-            messages.append(decode_body(bytes(buffer[start + _LENGTH.size : end])))
-            start = end
-        del buffer[:start]
-        return messages
+        try:
+            while len(buffer) - start >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(buffer, start)
+                if length > self._max_frame_bytes:
+                    raise ProtocolError(f"a frame of {length} bytes is over the limit of {self._max_frame_bytes}")
+                end = start + _LENGTH.size + length
+                if len(buffer) < end:
+                    break
+                body = bytes(buffer[start + _LENGTH.size : end])
+                start = end
+                yield decode_body(body)
+        finally:
+            del buffer[:start]
 
     def raise_limit(self, max_frame_bytes: int) -> None:
         """Allow larger frames, once the peer has proved who it is."""

@@ -1,0 +1,174 @@
+"""Links over real loopback sockets: authentication, order, loss, hostile and silent peers."""
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from protocol.codec import AnyMessage, encode_frame
+from protocol.endpoints import Identity, LinkServer, connect
+from protocol.handshake import Challenge, LinkRole, Ping
+from protocol.link import Link, LinkError, LinkTimings
+from protocol.rooms import Abort, AbortReason, Closed, PeerAddress, Room
+
+SECRET = b"the cluster secret"
+QUICK = LinkTimings(handshake_s=5, ping_s=0.02, silence_s=0.2)
+ROUTER = Identity(role=LinkRole.ROUTER, peer_id="router-1", boot=7)
+
+
+@dataclass
+class Recorder:
+    """Collects what a link reports and lets a test wait for it."""
+
+    messages: "asyncio.Queue[tuple[Link, AnyMessage]]" = field(default_factory=asyncio.Queue)
+    lost: "asyncio.Queue[str]" = field(default_factory=asyncio.Queue)
+    up: "asyncio.Queue[Link]" = field(default_factory=asyncio.Queue)
+
+    async def next_message(self) -> AnyMessage:
+        async with asyncio.timeout(10):
+            return (await self.messages.get())[1]
+
+    async def why_lost(self) -> str:
+        async with asyncio.timeout(10):
+            return await self.lost.get()
+
+
+def make_server(recorder: Recorder, *, boot: int = 1, timings: LinkTimings = QUICK) -> LinkServer:
+    return LinkServer(
+        secret=SECRET,
+        replica_id="decode-0",
+        boot=boot,
+        region=None,
+        on_up=recorder.up.put_nowait,
+        on_message=lambda link, message: recorder.messages.put_nowait((link, message)),
+        on_lost=lambda link, why: recorder.lost.put_nowait(why),
+        timings=timings,
+    )
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[tuple[LinkServer, Recorder]]:
+    recorder = Recorder()
+    server = make_server(recorder)
+    await server.start(host="127.0.0.1")
+    yield server, recorder
+    server.close()
+
+
+async def join(address: PeerAddress, recorder: Recorder, *, secret: bytes = SECRET) -> Link:
+    return await connect(
+        address,
+        secret=secret,
+        identity=ROUTER,
+        on_message=lambda link, message: recorder.messages.put_nowait((link, message)),
+        on_lost=lambda link, why: recorder.lost.put_nowait(why),
+        timings=QUICK,
+    )
+
+
+async def test_messages_arrive_in_order_both_ways(served: tuple[LinkServer, Recorder]) -> None:
+    server, at_server = served
+    at_client = Recorder()
+    link = await join(server.address, at_client)
+    assert (link.peer_id, link.boot, link.role) == ("decode-0", 1, LinkRole.REPLICA)
+    accepted = await at_server.up.get()
+    assert (accepted.peer_id, accepted.boot, accepted.role) == ("router-1", 7, LinkRole.ROUTER)
+    sent = [Abort(Room("r", epoch), AbortReason.CLIENT_GONE) for epoch in range(500)]
+    for message in sent:
+        link.send(message)
+        accepted.send(Closed(message.room))
+    assert [await at_server.next_message() for _ in sent] == sent
+    assert [await at_client.next_message() for _ in sent] == [Closed(message.room) for message in sent]
+    link.close()
+    assert await at_server.why_lost() == "closed by the peer"
+
+
+async def test_idle_link_stays_up_by_pings(served: tuple[LinkServer, Recorder]) -> None:
+    server, at_server = served
+    at_client = Recorder()
+    link = await join(server.address, at_client)
+    await at_server.up.get()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(3 * QUICK.silence_s):
+            await at_client.lost.get()
+    assert link.is_open
+
+
+async def test_wrong_secret_and_wrong_boot_are_refused(served: tuple[LinkServer, Recorder]) -> None:
+    server, at_server = served
+    with pytest.raises(LinkError):
+        await join(server.address, Recorder(), secret=b"another secret")
+    older = PeerAddress("decode-0", 99, server.address.host, server.address.port)
+    with pytest.raises(LinkError, match="boot 99"):
+        await join(older, Recorder())
+    assert at_server.messages.empty()
+
+
+async def test_unreachable_peer_is_a_link_error() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = PeerAddress("gone", 1, "127.0.0.1", unused.getsockname()[1])
+        with pytest.raises(LinkError, match="gone"):
+            await join(address, Recorder())
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        struct.pack(">I", 1 << 31),
+        struct.pack(">I", 3) + b"abc",
+        encode_frame(Ping(1)),
+        encode_frame(Challenge(1, b"n")),
+        encode_frame(Abort(Room("r", 1), AbortReason.DEADLINE)),
+    ],
+)
+async def test_unauthenticated_bytes_change_nothing(served: tuple[LinkServer, Recorder], garbage: bytes) -> None:
+    server, at_server = served
+    reader, writer = await asyncio.open_connection(server.address.host, server.address.port)
+    writer.write(garbage)
+    async with asyncio.timeout(10):
+        await reader.read()  # the challenge, then the end
+    writer.close()
+    link = await join(server.address, Recorder())
+    link.send(Closed(Room("after", 1)))
+    assert await at_server.next_message() == Closed(Room("after", 1))
+
+
+async def test_silent_peer_is_lost(served: tuple[LinkServer, Recorder]) -> None:
+    server, at_server = served
+    link = await join(server.address, Recorder())
+    await at_server.up.get()
+    assert link._timer is not None
+    link._timer.cancel()  # this end stops pinging ...
+    assert link._transport is not None
+    link._transport.pause_reading()  # ... and stops answering pings
+    assert "silent" in await at_server.why_lost()
+
+
+async def test_peer_that_never_reads_is_cut_off(served: tuple[LinkServer, Recorder]) -> None:
+    server, at_server = served
+    link = await join(server.address, Recorder())
+    accepted = await at_server.up.get()
+    accepted._max_buffered_bytes = 1 << 20
+    assert link._transport is not None
+    link._transport.pause_reading()
+    message = Abort(Room("r" * 65536, 1), AbortReason.DEADLINE)
+    for _ in range(1000):
+        accepted.send(message)
+    assert "unread" in await at_server.why_lost()
+
+
+async def test_handshake_deadline() -> None:
+    recorder = Recorder()
+    server = make_server(recorder, timings=LinkTimings(handshake_s=0.05))
+    await server.start(host="127.0.0.1")
+    reader, writer = await asyncio.open_connection(server.address.host, server.address.port)
+    async with asyncio.timeout(10):
+        await reader.read()
+    writer.close()
+    assert recorder.up.empty()
+    server.close()
