@@ -147,6 +147,8 @@ class Handoff(Message, frozen=True, tag="handoff"):
     position: int
     num_pages: int
     """Pages of the whole prompt, the last maybe part-filled: decode admits when it holds them all."""
+    computed_at: float = 0.0
+    """Unix time (seconds) at which prefill's computation ended; read by the handover metric only."""
 
 
 class Delivered(Message, frozen=True, tag="delivered"):
