@@ -44,6 +44,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    """Special tokens are no text: stop strings do not see them."""
     logprobs: int | None = None
     """None: none. 0: the sampled token's logprob. n: also the n most likely tokens'. Log-softmax of the
     raw logits (before temperature, penalties and filters)."""

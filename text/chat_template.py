@@ -1,0 +1,112 @@
+"""Chat messages to a prompt, by the jinja2 template that comes with a model.
+
+A template is compiled once and rendered in a sandbox without access to Python's internals. Templates expect a few
+names and tags beyond plain jinja: `raise_exception`, `strftime_now`, loop controls, a `tojson` that leaves text as it
+is, and `{% generation %}` blocks, which mark the assistant's words for training and are plain text here.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from text.tokenizer import read_json, token_content
+
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+class ChatTemplateError(ValueError):
+    """The model has no chat template, or its template refuses these messages."""
+
+
+class ChatTemplate:
+    """One model's chat template; rendering is thread-safe."""
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        special_tokens: Mapping[str, str] | None = None,
+        now: Callable[[], datetime.datetime] = datetime.datetime.now,
+    ) -> None:
+        """`special_tokens` are names a template may use, such as bos_token; raises `ChatTemplateError` if malformed."""
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = lambda format_: now().strftime(format_)
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise ChatTemplateError(f"the chat template is not valid jinja: {error}") from error
+        self._special_tokens = dict(special_tokens or {})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ChatTemplate | None:
+        """The template in a model folder (chat_template.jinja, else tokenizer_config.json); None when it has none."""
+        folder = Path(folder)
+        config = read_json(folder / "tokenizer_config.json")
+        path = folder / "chat_template.jinja"
+        source = path.read_text(encoding="utf-8") if path.is_file() else _default_of(config.get("chat_template"))
+        if source is None:
+            return None
+        tokens = {name: token_content(config.get(name)) for name in _SPECIAL_TOKENS}
+        return cls(source, special_tokens={name: token for name, token in tokens.items() if token is not None})
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt of a conversation; `variables` are further names that this model's template knows.
+
+        Raises `ChatTemplateError` with the template's own words when it refuses the messages.
+        """
+        names = {**self._special_tokens, **(variables or {})}
+        try:
+            return self._template.render(
+                **names, messages=messages, tools=tools, documents=None, add_generation_prompt=add_generation_prompt
+            )
+        except ChatTemplateError:
+            raise
+        except Exception as error:  # a template can raise anything its expressions can, for instance TypeError
+            raise ChatTemplateError(f"the model's chat template cannot render these messages: {error}") from error
+
+
+def _default_of(value: object) -> str | None:
+    """The template itself, or the one called "default" (else the first) where several are listed."""
+    if isinstance(value, list):
+        named = {entry["name"]: entry["template"] for entry in value}
+        return named.get("default") or next(iter(named.values()), None)
+    return value if isinstance(value, str) else None
+
+
+def _raise_exception(message: str) -> None:
+    raise ChatTemplateError(f"the model's chat template refuses these messages: {message}")
+
+
+def _to_json(value: object, indent: int | None = None, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+
+
+class _GenerationBlock(jinja2.ext.Extension):
+    """`{% generation %} ... {% endgeneration %}` renders its body."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
