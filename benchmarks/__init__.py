@@ -1,0 +1,1 @@
+"""Benchmark programs, run as `python -m benchmarks.NAME`, and their dated results."""
