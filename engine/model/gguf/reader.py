@@ -70,7 +70,7 @@ class GgufFile(Mapping[str, torch.Tensor]):
         self.architecture = str(self.field("general.architecture"))
         if self.architecture not in _CLASSES:
             raise UnsupportedGguf(
-                f"{path} holds architecture {self.architecture!r}, but GGUF is read for {', '.join(_CLASSES)}; {_REMEDY}"
+                f"{path} holds architecture {self.architecture!r}, but known are {', '.join(_CLASSES)}; {_REMEDY}"
             )
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         self._places = self._find_places()

@@ -1,0 +1,6 @@
+"""Sampling: logits to tokens, vectorised over the batch, a pure function of each sequence's own seed and tokens."""
+
+from engine.sampling.row import Sampled, SampleRow
+from engine.sampling.sampler import LogitsError, Sampler
+
+__all__ = ["LogitsError", "SampleRow", "Sampled", "Sampler"]

@@ -1,0 +1,109 @@
+"""One sequence's sampling: its parameters, and what it must remember from token to token.
+
+A `SampleRow` is made when a request first samples and lives as long as the request; `append` tells it each token
+generated. So the counts that penalties need are kept up, never rebuilt, and everything that can be worked out once is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.sampling.noise import position_key, sequence_key
+from protocol.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One sampled token."""
+
+    token: int
+    logprob: float | None = None
+    """Log-softmax of the raw logits at `token`, when the request asks for logprobs."""
+    top: list[tuple[int, float]] | None = None
+    """The likeliest tokens and their logprobs, best first, when it asks for more than the sampled one."""
+
+
+class TokenCounts:
+    """The distinct tokens of prompt and output, and how often each was generated."""
+
+    def __init__(self, prompt: Sequence[int] | npt.NDArray[np.int64], generated: Sequence[int]) -> None:
+        seen, places = np.unique(np.concatenate([np.asarray(prompt), np.asarray(generated)]), return_inverse=True)
+        self._size = len(seen)
+        self._ids = np.zeros(self._size + 64, np.int64)
+        self._ids[: self._size] = seen
+        self._counts = np.zeros(self._size + 64, np.float32)
+        self._counts[: self._size] = np.bincount(places[len(prompt) :], minlength=self._size)
+        self._place = {token: place for place, token in enumerate(seen.tolist())}
+
+    def add(self, token: int) -> None:
+        """Count one more generated token."""
+        place = self._place.get(token)
+        if place is None:
+            if self._size == len(self._ids):
+                self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
+                self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+            place = self._place[token] = self._size
+            self._ids[place] = token
+            self._size += 1
+        self._counts[place] += 1
+
+    @property
+    def ids(self) -> npt.NDArray[np.int64]:
+        """int64 `[distinct]`: every token of prompt or output once."""
+        return self._ids[: self._size]
+
+    @property
+    def generated(self) -> npt.NDArray[np.float32]:
+        """float32 `[distinct]`: how often each of `ids` was generated; 0 for those of the prompt alone."""
+        return self._counts[: self._size]
+
+
+class SampleRow:
+    """What the sampler needs to know of one sequence. `position` counts generated tokens, logged ones included."""
+
+    def __init__(
+        self,
+        *,
+        params: SamplingParams,
+        prompt: Sequence[int] | npt.NDArray[np.int64],
+        generated: Sequence[int] = (),
+        choice: int = 0,
+        eos_token_ids: Sequence[int] = (),
+    ) -> None:
+        self.params = params
+        self.position = len(generated)
+        self.greedy = params.temperature == 0.0
+        penalised = (
+            params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+        )
+        self.counts = TokenCounts(prompt, generated) if penalised else None
+        self.bias_ids = np.fromiter(params.logit_bias.keys(), np.int64, len(params.logit_bias))
+        self.bias_values = np.fromiter(params.logit_bias.values(), np.float32, len(params.logit_bias))
+        stops = set(params.stop_token_ids) | (set() if params.ignore_eos else set(eos_token_ids))
+        self._stop_ids = np.fromiter(sorted(stops), np.int64, len(stops))
+        self._sequence_key = sequence_key(params.seed, choice)
+
+    def append(self, token: int) -> None:
+        """The sequence has generated `token`; the next sample is for the position after it."""
+        self.position += 1
+        if self.counts is not None:
+            self.counts.add(token)
+
+    @property
+    def banned_ids(self) -> npt.NDArray[np.int64]:
+        """Stop tokens, while `min_tokens` is not reached; else none."""
+        return self._stop_ids if self.position < self.params.min_tokens else self._stop_ids[:0]
+
+    @property
+    def edits_logits(self) -> bool:
+        """Whether penalties, biases or bans change this row's logits now."""
+        return self.counts is not None or len(self.bias_ids) > 0 or self.position < self.params.min_tokens
+
+    @property
+    def noise_key(self) -> tuple[int, int]:
+        """Two 32-bit keys of this position's noise."""
+        return position_key(self._sequence_key, self.position)

@@ -1,0 +1,78 @@
+"""Logits to tokens for a whole batch, and their log-probabilities.
+
+The order of operations: log-probabilities of the raw logits for rows that ask; penalties, biases and bans
+(`edits.py`); then temperature, filters, noise and argmax (`choose.py`). Every step treats each row by itself, so a
+row's token depends on its own logits and `SampleRow` alone, not on the batch it is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from engine.sampling.choose import Choice, Chooser, TorchChooser
+from engine.sampling.edits import edit_logits
+from engine.sampling.row import Sampled, SampleRow
+
+
+class LogitsError(RuntimeError):
+    """The model gave a row without any finite logit, so no token can be chosen from it."""
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__(f"no finite logit in row {', '.join(map(str, rows))} of the batch")
+        self.rows = rows
+
+
+class Sampler:
+    """Samples one token per row. Holds no state of any sequence."""
+
+    def __init__(self, *, chooser: Chooser | None = None) -> None:
+        """`chooser` defaults to torch's; `make_sampler` picks the fastest for a device."""
+        self._chooser = chooser or TorchChooser()
+
+    def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
+        """One token for each row of `logits` float32 `[rows, vocab]`, which is scratch afterwards.
+
+        Raises `LogitsError` naming the rows from which nothing can be chosen.
+        """
+        assert logits.shape[0] == len(rows), "one SampleRow for each row of logits"
+        if not rows:
+            return []
+        logits = logits.contiguous()
+        asking = [index for index, row in enumerate(rows) if row.params.logprobs is not None]
+        raw = torch.log_softmax(logits[asking], dim=1) if asking else None
+        if any(row.edits_logits for row in rows):
+            edit_logits(logits, rows)
+        if all(row.greedy for row in rows):
+            chosen = self._chooser.greedy(logits)
+        else:
+            chosen = self._chooser.choose(logits, _choice_of(rows))
+        tokens = chosen.tolist()
+        if min(tokens) < 0:
+            raise LogitsError([index for index, token in enumerate(tokens) if token < 0])
+        sampled = [Sampled(token) for token in tokens]
+        if raw is not None:
+            for place, index in enumerate(asking):
+                sampled[index] = _with_logprobs(raw[place], tokens[index], rows[index].params.logprobs or 0)
+        return sampled
+
+
+def _choice_of(rows: Sequence[SampleRow]) -> Choice:
+    return Choice(
+        temperature=np.array([row.params.temperature for row in rows], np.float32),
+        top_k=np.array([row.params.top_k for row in rows], np.int32),
+        top_p=np.array([row.params.top_p for row in rows], np.float32),
+        min_p=np.array([row.params.min_p for row in rows], np.float32),
+        keys=np.array([row.noise_key for row in rows], np.int64),
+    )
+
+
+def _with_logprobs(logprobs: torch.Tensor, token: int, num_top: int) -> Sampled:
+    """`logprobs` float32 `[vocab]`."""
+    top: list[tuple[int, float]] | None = None
+    if num_top > 0:
+        best = torch.topk(logprobs, min(num_top, logprobs.shape[0]))
+        top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return Sampled(token, float(logprobs[token]), top)
