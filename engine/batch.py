@@ -65,7 +65,7 @@ def pack_batch(pieces: Sequence[Piece], *, page_size: int) -> Batch:
     starts = np.fromiter((piece.start for piece in pieces), np.int64, num_seqs)
     ends = np.fromiter((piece.end for piece in pieces), np.int64, num_seqs)
     counts = ends - starts
-    assert num_seqs > 0 and int(counts.min()) > 0, "a batch has at least one sequence and each at least one token"
+    assert int(counts.min()) > 0, "every sequence of a batch has at least one token to compute"
     query_start = np.zeros(num_seqs + 1, np.int64)
     np.cumsum(counts, out=query_start[1:])
     num_pages = -(-ends // page_size)

@@ -1,0 +1,361 @@
+"""The engine: requests in, tokens out, one step at a time.
+
+Role-free. What makes a prefill, decode or aggregated replica is which verbs its owner uses:
+
+    add                       generate here, or with `Request.retain` compute the prompt, sample one token and keep
+                              the pages until `release`
+    reserve, admit            take pages for a prompt whose KV comes from elsewhere, then go on after its next token
+    unreserve, abort          the ways back; `abort(quarantine=True)` and `drained` where a write may still land
+    step                      schedule, run the model once, sample, and say what happened
+
+One thread calls all of it. The engine reads no clock, opens no socket and starts no thread: equal calls give equal
+results. Every request ends exactly once: by a token with a finish reason, by `release`, by `abort`, or in
+`StepOutput.failed`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Sequence
+from typing import Protocol
+
+import torch
+
+from engine.audit import AuditReport, audit
+from engine.batch import Batch, Piece, pack_batch
+from engine.config import EngineConfig
+from engine.kv_manager import KVManager
+from engine.kv_spec import KVPool
+from engine.outputs import StepOutput, TokenOutput
+from engine.page_allocator import PageState
+from engine.request import Request, RequestStatus
+from engine.sampling import LogitsError, Sampled, SampleRow
+from engine.scheduler import Scheduled, Scheduler
+from engine.stopping import Stopper, StopTextFactory
+from protocol.rooms import Load
+
+_LOG = logging.getLogger(__name__)
+
+
+class ModelLimits(Protocol):
+    """What the engine asks of a model's configuration."""
+
+    @property
+    def max_position_embeddings(self) -> int: ...
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]: ...
+
+
+class Model(Protocol):
+    """What the engine asks of a model."""
+
+    @property
+    def config(self) -> ModelLimits: ...
+
+    def forward(self, batch: Batch, pool: KVPool) -> torch.Tensor:
+        """Write the batch's K and V into the pool; logits float32 `[rows, vocab]` of `batch.logit_rows`."""
+
+
+class TokenSampler(Protocol):
+    """What the engine asks of a sampler."""
+
+    def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
+        """One token for each row of `logits` float32 `[rows, vocab]`."""
+
+
+class RequestTooLong(ValueError):
+    """The prompt can never fit this engine, whatever else it holds."""
+
+    def __init__(self, num_tokens: int, max_tokens: int) -> None:
+        super().__init__(
+            f"the prompt has {num_tokens} tokens, but this model and its KV pool hold sequences of at most "
+            f"{max_tokens} tokens with room to generate; shorten the prompt"
+        )
+        self.num_tokens = num_tokens
+        self.max_tokens = max_tokens
+
+
+class Engine:
+    """One model, one KV pool and the requests on it.
+
+    `config` must fit `pool`, else ValueError. `stop_texts` makes the text that stop strings are looked for in
+    (`engine.stopping.stop_texts(tokenizer)`); without it, requests with stop strings are refused.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Model,
+        pool: KVPool,
+        config: EngineConfig,
+        sampler: TokenSampler,
+        stop_texts: StopTextFactory | None = None,
+    ) -> None:
+        if (pool.num_pages, pool.spec.page_size) != (config.num_pages, config.page_size):
+            raise ValueError(
+                f"the KV pool has {pool.num_pages} pages of {pool.spec.page_size} tokens, but the engine is configured "
+                f"for {config.num_pages} pages of {config.page_size}; make both from the same EngineConfig"
+            )
+        self.config = config
+        self.pool = pool
+        self.max_context = min(model.config.max_position_embeddings, config.num_pages * config.page_size)
+        """Tokens a sequence may have, prompt and generated together."""
+        self._model = model
+        self._sampler = sampler
+        self._stop_texts = stop_texts
+        self._memory = KVManager(
+            num_pages=config.num_pages, page_size=config.page_size, enable_prefix_cache=config.enable_prefix_cache
+        )
+        self._scheduler = Scheduler(config=config, memory=self._memory)
+        self._requests: dict[Hashable, Request] = {}
+        self._stoppers: dict[Hashable, Stopper] = {}
+        self._rows: dict[Hashable, SampleRow] = {}
+        self._registrations = 0
+
+    # ---- requests in ----------------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Let the request wait for its turn. Raises RequestTooLong, or ValueError for one that cannot be served."""
+        self._check(request, min_new_tokens=1)
+        self._register(request)
+        self._scheduler.add(request)
+
+    def reserve(self, request: Request) -> bool:
+        """Give the request pages for all of its tokens, whose KV will come from elsewhere; False if it must wait.
+
+        The first `request.num_cached` tokens, whole pages, are there already. Raises as `add` does. After False the
+        request is as it was and may be tried again.
+        """
+        self._check(request, min_new_tokens=2)
+        self._register(request)
+        if not self._scheduler.reserve(request):
+            self._forget(request)
+            return False
+        return True
+
+    def unreserve(self, request: Request) -> None:
+        """Take a reservation back, into whose pages no copy is running; the request is as before `reserve`."""
+        self._scheduler.unreserve(request)
+        self._forget(request)
+
+    def admit(self, request: Request, token: int) -> None:
+        """The KV of all of a reserved request's tokens is in its pages, and `token` is what its peer sampled next.
+
+        The token is not reported again. Raises ValueError, and the request can then only be aborted, when the token
+        ends the sequence (the peer ends those itself) or the request is not reserved.
+        """
+        if request.status is not RequestStatus.RECEIVING:
+            raise ValueError(f"request {request.key!r} is {request.status.name}; only a RECEIVING one can be admitted")
+        ended = self._stoppers[request.key].check(token, length=request.num_tokens + 1)
+        if ended is not None:
+            raise ValueError(f"request {request.key!r} was handed over with token {token}, which ends it ({ended[0]})")
+        self._scheduler.admit(request)
+        request.append(token)
+
+    # ---- requests out ---------------------------------------------------------------------------------------
+
+    def abort(self, key: Hashable, *, quarantine: bool = False) -> bool:
+        """End a request in any state; False when there is none of that key.
+
+        With `quarantine` its own pages are out of use until `drained(key)`, because a write may still land there.
+        """
+        request = self._requests.get(key)
+        if request is None:
+            return False
+        self._scheduler.remove(request)
+        if quarantine:
+            self._memory.quarantine(request)
+        elif request.status is RequestStatus.RECEIVING:
+            self._memory.drop(request)
+        else:
+            self._memory.release(request)
+        self._end(request)
+        return True
+
+    def drained(self, key: Hashable) -> None:
+        """No write to the pages quarantined under `key` can land any more. Raises KeyError for an unknown key."""
+        self._memory.drained(key)
+
+    def release(self, key: Hashable) -> None:
+        """A retained request's pages are needed no more.
+
+        Raises KeyError when there is none of that key, ValueError when its first token is not sampled yet.
+        """
+        request = self._requests[key]
+        if request.status is not RequestStatus.SENDING:
+            raise ValueError(f"request {key!r} is {request.status.name}; only a SENDING one can be released")
+        self._memory.release(request)
+        self._end(request)
+
+    # ---- a step ---------------------------------------------------------------------------------------------
+
+    def has_work(self) -> bool:
+        """Whether a step could do something: some request is running or waiting."""
+        return bool(self._scheduler.running or self._scheduler.waiting)
+
+    def step(self) -> StepOutput:
+        """Compute one batch. An error in the model or the sampler ends the requests of that batch and no others; logits
+        that are not finite end only theirs.
+        """
+        output = StepOutput()
+        work = self._scheduler.schedule()
+        if not work:
+            return output
+        sampling = [item.request for item in work if item.request.num_computed + item.count == item.request.num_tokens]
+        try:
+            sampled = self._run(work, sampling)
+        except LogitsError as error:
+            # Nothing was taken from this batch, so the next step computes the other requests' part of it again.
+            for row in error.rows:
+                self._fail(sampling[row], "the model gave no finite logits for this request", output)
+            return output
+        except Exception as error:
+            _LOG.exception("a batch of %d requests failed", len(work))
+            for item in work:
+                self._fail(item.request, f"the model failed on this batch: {error!r}", output)
+            return output
+        for item in work:
+            item.request.num_computed += item.count
+            if item.request.retain:
+                output.progress.append((item.request, item.request.num_computed))
+            elif item.count > 1 and item.request.num_computed == item.request.num_tokens:
+                self._memory.publish(item.request)
+        for request, result in zip(sampling, sampled, strict=True):
+            self._take(request, result, output)
+        return output
+
+    def _run(self, work: Sequence[Scheduled], sampling: Sequence[Request]) -> list[Sampled]:
+        pieces = [
+            Piece(
+                item.request.tokens,
+                item.request.table.ids,
+                item.request.num_computed,
+                item.request.num_computed + item.count,
+                item.request.num_computed + item.count == item.request.num_tokens,
+            )
+            for item in work
+        ]
+        batch = pack_batch(pieces, page_size=self.config.page_size)
+        logits = self._model.forward(batch, self.pool)
+        if not sampling:
+            return []
+        return self._sampler.sample(logits, [self._row(request) for request in sampling])
+
+    def _take(self, request: Request, sampled: Sampled, output: StepOutput) -> None:
+        """Add a sampled token to its request and move the request on."""
+        position = request.num_generated
+        request.append(sampled.token)
+        self._rows[request.key].append(sampled.token)
+        try:
+            ended = self._stoppers[request.key].check(sampled.token, length=request.num_tokens)
+        except Exception as error:
+            _LOG.exception("the text of request %r failed", request.key)
+            self._fail(request, f"making text of token {sampled.token} failed: {error!r}", output)
+            return
+        finish, matched = ended if ended is not None else (None, None)
+        cached = min(request.num_cached, request.num_prompt_tokens) if request.num_outputs == 0 else None
+        request.num_outputs += 1
+        output.tokens.append(
+            TokenOutput(request, position, sampled.token, sampled.logprob, sampled.top, finish, matched, cached)
+        )
+        if finish is not None:
+            self._scheduler.remove(request)
+            self._memory.release(request)
+            self._end(request)
+        elif request.retain:
+            self._scheduler.remove(request)
+            self._memory.publish(request)
+            request.move_to(RequestStatus.SENDING)
+
+    # ---- what is known about it -----------------------------------------------------------------------------
+
+    def load(self) -> Load:
+        """What the engine holds now. Running are all that have a place in the batch, reserved ones too."""
+        scheduler, memory = self._scheduler, self._memory
+        missing = sum(request.num_tokens for request in scheduler.waiting)
+        for request in scheduler.running:
+            uncomputed = request.num_tokens - request.num_computed
+            missing += uncomputed if uncomputed > 1 else 0
+        return Load(
+            waiting_requests=len(scheduler.waiting),
+            waiting_tokens=missing,
+            running_requests=len(scheduler.running) + len(scheduler.reserved),
+            free_pages=memory.count(PageState.FREE),
+            cached_pages=memory.count(PageState.CACHED),
+            total_pages=self.config.num_pages,
+        )
+
+    def audit(self) -> AuditReport:
+        """Count every page by its owner. Walks everything: not for every step."""
+        return audit(self._memory, self._requests.values())
+
+    def get(self, key: Hashable) -> Request | None:
+        """The registered request of that key."""
+        return self._requests.get(key)
+
+    def num_prefix_tokens(self, tokens: Sequence[int], *, namespace: str = "") -> int:
+        """Leading tokens whose KV the prefix cache has, in whole pages."""
+        return self._memory.num_cached_tokens(tokens, namespace=namespace)
+
+    def flush_cache(self) -> int:
+        """Drop every cached prefix that no request holds; returns the pages freed."""
+        return self._memory.flush_cache()
+
+    # ---- inside ---------------------------------------------------------------------------------------------
+
+    def _check(self, request: Request, *, min_new_tokens: int) -> None:
+        """Refuse what can never be served, and set the request's length limit."""
+        if request.key in self._requests or request.key in self._memory.quarantined:
+            raise ValueError(f"there is a request {request.key!r} already; keys must differ")
+        longest = self.max_context - min_new_tokens
+        if request.num_tokens > longest:
+            raise RequestTooLong(request.num_tokens, longest)
+        if request.sampling.stop and self._stop_texts is None:
+            raise ValueError(
+                f"request {request.key!r} has stop strings, but this engine has no tokenizer; use stop_token_ids"
+            )
+        request.limit = min(request.num_prompt_tokens + request.sampling.max_tokens, self.max_context)
+        if request.num_tokens + min_new_tokens > request.limit:
+            raise ValueError(
+                f"request {request.key!r} has {request.num_generated} generated tokens already and may have "
+                f"{request.sampling.max_tokens} in all; there is nothing left to generate"
+            )
+
+    def _register(self, request: Request) -> None:
+        self._requests[request.key] = request
+        self._stoppers[request.key] = Stopper(
+            request, eos_token_ids=self._model.config.eos_token_ids, stop_texts=self._stop_texts
+        )
+        if not request.registration:
+            self._registrations += 1
+            request.registration = self._registrations
+
+    def _row(self, request: Request) -> SampleRow:
+        """The request's sampling state, made when it first samples."""
+        row = self._rows.get(request.key)
+        if row is None:
+            row = self._rows[request.key] = SampleRow(
+                params=request.sampling,
+                prompt=request.tokens[: request.num_prompt_tokens],
+                generated=request.generated,
+                choice=request.choice,
+                eos_token_ids=self._model.config.eos_token_ids,
+            )
+        return row
+
+    def _fail(self, request: Request, why: str, output: StepOutput) -> None:
+        """End a request whose KV cannot be trusted any more."""
+        self._scheduler.remove(request)
+        self._memory.drop(request)
+        self._end(request)
+        output.failed.append((request, why))
+
+    def _end(self, request: Request) -> None:
+        request.move_to(RequestStatus.FINISHED)
+        self._forget(request)
+
+    def _forget(self, request: Request) -> None:
+        del self._requests[request.key]
+        del self._stoppers[request.key]
+        self._rows.pop(request.key, None)

@@ -1,0 +1,40 @@
+"""What one engine step tells its caller. Made by `Engine.step`, read once, never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine.request import Request
+from protocol.sampling import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """One token sampled in this step."""
+
+    request: Request
+    position: int
+    """Counts the request's generated tokens from 0, logged ones included."""
+    token: int
+    logprob: float | None
+    top: Sequence[tuple[int, float]] | None
+    """(token, logprob) of the most likely tokens, if asked for."""
+    finish: FinishReason | None
+    """Set on the last token; the request is then out of the engine."""
+    matched: str | int | None
+    """The stop string or stop token that ended the sequence."""
+    cached_tokens: int | None
+    """Prompt tokens found in the prefix cache; on the first token this engine reports of a request, else None."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """Everything one step did that its caller may want to pass on."""
+
+    tokens: list[TokenOutput] = field(default_factory=list)
+    progress: list[tuple[Request, int]] = field(default_factory=list)
+    """(request, tokens computed) of each retained request whose KV grew, in this step: complete pages among the first
+    that many tokens can be offered to the peer."""
+    failed: list[tuple[Request, str]] = field(default_factory=list)
+    """(request, why) of each request this step ended by an error; it holds nothing any more."""
