@@ -1,0 +1,120 @@
+"""Systems under test: servers at a URL, started and stopped by the benchmark when a command is given.
+
+Systems of one run live one after another, so that none disturbs the others. A started system may detach processes of
+its own (Ray does); the benchmark is the reaper of its descendants, so all of them can be counted and ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import shlex
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+from cluster.process_tree import adopt_orphans, end_descendants
+
+_STOP_S = 30.0
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    name: str
+    url: str
+    command: str | None = None
+    """What starts it; None when it runs already."""
+
+
+def add_system_options(parser: argparse.ArgumentParser) -> None:
+    """Give a command line the options that `parse_systems` and `running` take."""
+    parser.add_argument("--system", action="append", default=[], metavar="NAME=URL", help="may be given repeatedly")
+    parser.add_argument("--start", action="append", default=[], metavar="NAME=COMMAND", help="what starts a system")
+    add_start_options(parser)
+
+
+def add_start_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `running` alone."""
+    parser.add_argument("--ready-s", type=float, default=180.0, help="how long a started system may take")
+    logs = Path(tempfile.gettempdir()) / "pd-serve-benchmarks"
+    parser.add_argument("--logs", type=Path, default=logs, metavar="FOLDER", help="output of the started systems")
+
+
+def parse_systems(targets: Iterable[str], commands: Iterable[str]) -> list[System]:
+    """Systems of `NAME=URL` and `NAME=COMMAND` options. Raises ValueError where the names do not fit together."""
+    urls = dict(_pair(target) for target in targets)
+    starts = dict(_pair(command) for command in commands)
+    if not urls:
+        raise ValueError("no system is given: add --system NAME=URL")
+    if unknown := starts.keys() - urls.keys():
+        raise ValueError(f"a command is given for {sorted(unknown)}, but systems are {sorted(urls)}: add NAME=URL")
+    return [System(name=name, url=url, command=starts.get(name)) for name, url in urls.items()]
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise ValueError(f"expected NAME=VALUE, found {text!r}")
+    return name, value
+
+
+@contextlib.asynccontextmanager
+async def running(system: System, *, ready_s: float, log_folder: Path) -> AsyncIterator[None]:
+    """The system, answering `/health`; stopped at the end, if it was started here.
+
+    Raises RuntimeError when it exits or is not ready within `ready_s`; its output is in `log_folder`.
+    """
+    deadline = time.monotonic() + ready_s
+    if system.command is None:
+        await _wait_ready(system, deadline=deadline, process=None)
+        yield
+        return
+    adopt_orphans()
+    log_path = log_folder / f"{system.name.replace(' ', '-')}.log"
+    process = _start(system.command, log_path)
+    try:
+        try:
+            await _wait_ready(system, deadline=deadline, process=process)
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}; its output is in {log_path}") from error
+        yield
+    finally:
+        await asyncio.to_thread(_stop, process)
+
+
+def _start(command: str, log_path: Path) -> subprocess.Popen[bytes]:
+    """In a session of its own: a Ctrl-C at the terminal reaches it once, through `_stop`, and not twice."""
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with log_path.open("wb") as log:
+        return subprocess.Popen(shlex.split(command), stdout=log, stderr=log, start_new_session=True)
+
+
+async def _wait_ready(system: System, *, deadline: float, process: subprocess.Popen[bytes] | None) -> None:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
+        while time.monotonic() < deadline:
+            if process is not None and process.poll() is not None:
+                raise RuntimeError(f"{system.name} exited with status {process.returncode} before it was ready")
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with session.get(f"{system.url.rstrip('/')}/health") as response:
+                    if response.status == 200:
+                        return
+            await asyncio.sleep(_POLL_S)
+    raise RuntimeError(f"{system.name} at {system.url} was not ready in time")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Interrupt the command as Ctrl-C would, then end whatever of it is still there."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_S)
+    if left := end_descendants():
+        raise RuntimeError(f"processes {sorted(left)} did not end")
