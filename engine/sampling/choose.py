@@ -4,7 +4,7 @@ The order is temperature, top-k, top-p on what top-k left (renormalised), min-p,
 same as transformers' and SGLang's. Each filter keeps the tokens at or above some value, so together they are one
 threshold per row; tokens equal to it are all kept. Equal maxima go to the lowest token id.
 
-`engine/kernels/sampling.cpp` does the same for the CPU in a fraction of the time; tests hold the two together.
+`engine/kernels/csrc/sampling.h` does the same for the CPU in a fraction of the time; tests hold the two together.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Choice:
     top_k: npt.NDArray[np.int32]
     """0 keeps every token."""
     top_p: npt.NDArray[np.float32]
-    min_p: npt.NDArray[np.float32]
+    min_p_log: npt.NDArray[np.float32]
+    """Logarithm of min-p; -inf keeps every token."""
     keys: npt.NDArray[np.int64]
     """`[rows, 2]`: 32-bit noise keys."""
 
@@ -57,9 +58,10 @@ class TorchChooser:
         if len(drawn):
             scaled = logits[torch.from_numpy(drawn).to(logits.device)]
             scaled = scaled / torch.from_numpy(choice.temperature[drawn]).to(logits.device)[:, None]
+            scaled.masked_fill_(torch.isnan(scaled), -torch.inf)
             for place, row in enumerate(drawn.tolist()):
                 threshold = _threshold(
-                    scaled[place], int(choice.top_k[row]), float(choice.top_p[row]), float(choice.min_p[row])
+                    scaled[place], int(choice.top_k[row]), float(choice.top_p[row]), choice.min_p_log[row]
                 )
                 if threshold > -math.inf:
                     scaled[place].masked_fill_(scaled[place] < threshold, -torch.inf)
@@ -68,7 +70,7 @@ class TorchChooser:
         return tokens
 
 
-def _threshold(scaled: torch.Tensor, top_k: int, top_p: float, min_p: float) -> float:
+def _threshold(scaled: torch.Tensor, top_k: int, top_p: float, min_p_log: np.float32) -> float:
     """The lowest of `scaled` `[vocab]` that all three filters keep; -inf when none is set."""
     threshold = -math.inf
     vocab_size = scaled.shape[0]
@@ -83,15 +85,14 @@ def _threshold(scaled: torch.Tensor, top_k: int, top_p: float, min_p: float) -> 
             # Kept while what lies above has not reached top_p: always the first, up to the one that crosses it.
             kept = int((above < top_p * mass.sum()).sum())
             threshold = float(ordered[max(kept, 1) - 1])
-    if min_p > 0.0:
-        # In float32, as the kernel has it, so that both cut at the same token.
-        threshold = max(threshold, float(scaled.max() + torch.log(torch.tensor(min_p, dtype=torch.float32))))
+    if min_p_log > -np.inf:
+        threshold = max(threshold, float(np.float32(scaled.max().item()) + min_p_log))
     return threshold
 
 
 def _first_argmax(values: torch.Tensor) -> npt.NDArray[np.int64]:
     """int64 `[rows]`: the lowest index of each row's maximum, NaN counting as -inf; -1 where nothing is finite."""
-    values = torch.nan_to_num(values, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    values = torch.where(torch.isnan(values), -torch.inf, values)
     first = values.argmax(dim=1, keepdim=True)
     best = values.gather(1, first)
     return torch.where(torch.isfinite(best), first, -1)[:, 0].cpu().numpy()

@@ -6,7 +6,7 @@ token into 32 uniform bits (Wellons' `triple32` permutation with the second key 
 Gumbel noise `g` draws from softmax(x) (Gumbel 1954; see also Maddison et al. 2014).
 
 The noise is taken in float64, where implementations of the logarithm agree to the last bits, so that the CPU kernel
-(`engine/kernels/sampling.cpp`) and torch on any device choose the same tokens.
+(`engine/kernels/csrc/sampling.h`) and torch on any device choose the same tokens.
 """
 
 from __future__ import annotations

@@ -7,14 +7,20 @@ row's token depends on its own logits and `SampleRow` alone, not on the batch it
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from engine.kernels.build import KernelBuildError
 from engine.sampling.choose import Choice, Chooser, TorchChooser
 from engine.sampling.edits import edit_logits
+from engine.sampling.kernel import KernelChooser
 from engine.sampling.row import Sampled, SampleRow
+
+_LOG = logging.getLogger(__name__)
 
 
 class LogitsError(RuntimeError):
@@ -28,10 +34,11 @@ class LogitsError(RuntimeError):
 class Sampler:
     """Samples one token per row. Holds no state of any sequence."""
 
-    def __init__(self, *, chooser: Chooser | None = None) -> None:
-        """`chooser` defaults to torch's; `make_sampler` picks the fastest for a device."""
-        self._chooser = chooser or TorchChooser()
+    def __init__(self, *, device: str = "cpu", num_threads: int = 1, chooser: Chooser | None = None) -> None:
+        """`chooser` defaults to the fastest there is for logits on `device`; all choose the same tokens."""
+        self._chooser = chooser or _fastest_chooser(device, num_threads)
 
+    @torch.inference_mode()
     def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
         """One token for each row of `logits` float32 `[rows, vocab]`, which is scratch afterwards.
 
@@ -59,12 +66,22 @@ class Sampler:
         return sampled
 
 
+def _fastest_chooser(device: str, num_threads: int) -> Chooser:
+    if torch.device(device).type != "cpu":
+        return TorchChooser()
+    try:
+        return KernelChooser(num_threads=num_threads)
+    except KernelBuildError as error:
+        _LOG.warning("sampling with torch, which is slower: %s", error)
+        return TorchChooser()
+
+
 def _choice_of(rows: Sequence[SampleRow]) -> Choice:
     return Choice(
         temperature=np.array([row.params.temperature for row in rows], np.float32),
         top_k=np.array([row.params.top_k for row in rows], np.int32),
         top_p=np.array([row.params.top_p for row in rows], np.float32),
-        min_p=np.array([row.params.min_p for row in rows], np.float32),
+        min_p_log=np.array([math.log(row.params.min_p) if row.params.min_p else -math.inf for row in rows], np.float32),
         keys=np.array([row.noise_key for row in rows], np.int64),
     )
 

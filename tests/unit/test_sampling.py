@@ -9,16 +9,27 @@ import numpy as np
 import pytest
 import torch
 
+from engine.kernels.build import KernelBuildError
 from engine.sampling import LogitsError, Sampler, SampleRow
+from engine.sampling.choose import TorchChooser
+from engine.sampling.kernel import KernelChooser
 from engine.sampling.noise import gumbel_noise, position_key, sequence_key
 from protocol.sampling import SamplingParams
 
 VOCAB = 97
 
 
-@pytest.fixture
-def sampler() -> Sampler:
-    return Sampler()
+@pytest.fixture(scope="module")
+def kernel() -> KernelChooser:
+    try:
+        return KernelChooser(num_threads=2)
+    except KernelBuildError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=["torch", "kernel"])
+def sampler(request: pytest.FixtureRequest) -> Sampler:
+    return Sampler(chooser=TorchChooser() if request.param == "torch" else request.getfixturevalue("kernel"))
 
 
 def random_logits(rows: int, *, vocab: int = VOCAB, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
@@ -236,3 +247,50 @@ def test_rows_without_a_finite_logit_are_named(sampler: Sampler, temperature: fl
     with pytest.raises(LogitsError) as caught:
         sampler.sample(logits, rows)
     assert caught.value.rows == [1]
+
+
+def mixed_params(rng: np.random.Generator) -> SamplingParams:
+    return SamplingParams(
+        seed=int(rng.integers(0, 2**63)),
+        temperature=float(rng.choice([0.0, 0.2, 1.0, 1.0, 1.5, 8.0])),
+        top_k=int(rng.choice([0, 0, 1, 7, 50, 5000])),
+        top_p=float(rng.choice([1.0, 1.0, 0.0, 0.4, 0.9, 0.9999])),
+        min_p=float(rng.choice([0.0, 0.0, 0.02, 0.5, 1.0])),
+    )
+
+
+@pytest.mark.parametrize("vocab", [1, 15, 16, 500, 513, 4099])
+def test_kernel_and_torch_choose_the_same(kernel: KernelChooser, vocab: int) -> None:
+    rng = np.random.default_rng(vocab)
+    for scale in (0.1, 3.0, 30.0):
+        logits = random_logits(40, vocab=vocab, seed=vocab, scale=scale)
+        logits[1::4] = logits[1::4].round()  # many ties
+        logits[2::4, : vocab // 2] = -math.inf
+        logits[3, 0] = math.nan
+        params = [mixed_params(rng) for _ in range(40)]
+        params[3] = SamplingParams(seed=1, top_k=3)
+        chosen = []
+        for chooser in (kernel, TorchChooser()):
+            rows = [row(p) for p in params]
+            good = [i for i in range(40) if bool(torch.isfinite(logits[i]).any())]
+            sampled = Sampler(chooser=chooser).sample(logits[good].clone(), [rows[i] for i in good])
+            chosen.append([s.token for s in sampled])
+        assert chosen[0] == chosen[1]
+
+
+def test_a_wide_nucleus_is_cut_exactly(kernel: KernelChooser) -> None:
+    """Thousands of tokens in the nucleus, so that the kernel selects by halves instead of sorting."""
+    logits = random_logits(4, vocab=20_000, scale=1.0)
+    params = [SamplingParams(seed=i, top_p=p, temperature=2.0) for i, p in enumerate((0.5, 0.8, 0.95, 0.999))]
+    torch_sampler, kernel_sampler = Sampler(chooser=TorchChooser()), Sampler(chooser=kernel)
+    for position in range(30):
+        rows = [row(p, generated=[0] * position) for p in params]
+        assert kernel_sampler.sample(logits.clone(), rows) == torch_sampler.sample(logits.clone(), rows)
+
+
+def test_the_kernel_chooses_alike_with_any_number_of_threads(kernel: KernelChooser) -> None:
+    logits = random_logits(33, vocab=3000)
+    rng = np.random.default_rng(0)
+    rows = [row(mixed_params(rng)) for _ in range(33)]
+    alone = Sampler(chooser=KernelChooser(num_threads=1))
+    assert alone.sample(logits.clone(), rows) == Sampler(chooser=kernel).sample(logits.clone(), rows)

@@ -1,0 +1,25 @@
+// The C ABI of the sampling kernel, called through ctypes by engine/sampling/kernel.py. Logits are float32
+// [rows, vocab], dense; out is int64 [rows], -1 for a row without a finite logit. No state, no exceptions.
+
+#include <omp.h>
+
+#include "sampling.h"
+
+extern "C" {
+
+// The first maximum of each row.
+void pd_greedy(const float* logits, int64_t rows, int64_t vocab, int64_t* out, int32_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && rows > 1)
+    for (int64_t row = 0; row < rows; ++row) out[row] = pd::first_argmax(logits + row * vocab, vocab);
+}
+
+// draws [rows]; scratch [threads, 2 * vocab] floats.
+void pd_draw(const float* logits, int64_t rows, int64_t vocab, const pd::DrawParams* draws, float* scratch,
+             int64_t* out, int32_t threads) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && rows > 1)
+    for (int64_t row = 0; row < rows; ++row) {
+        float* const own = scratch + omp_get_thread_num() * 2 * vocab;
+        out[row] = pd::draw_token(logits + row * vocab, vocab, draws[row], own);
+    }
+}
+}

@@ -1,0 +1,76 @@
+"""The CPU kernel that chooses tokens (`engine/kernels/csrc/sampling.cpp`), through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from engine.kernels.build import KernelBuildError, build_library
+from engine.sampling.choose import Choice
+
+_DRAW = np.dtype(
+    [
+        ("temperature", np.float32),
+        ("top_k", np.int32),
+        ("top_p", np.float32),
+        ("min_p_log", np.float32),
+        ("keys", np.uint32, 2),
+    ]
+)
+"""pd::DrawParams."""
+
+
+class KernelChooser:
+    """Chooses on the CPU in C++. Raises `KernelBuildError` where the kernel cannot be compiled or loaded."""
+
+    def __init__(self, *, num_threads: int) -> None:
+        path = build_library("sampling")
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise KernelBuildError(f"{path} cannot be loaded: {error}") from error
+        pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+        self._greedy = library.pd_greedy
+        self._greedy.argtypes = (pointer, i64, i64, pointer, i32)
+        self._greedy.restype = None
+        self._draw = library.pd_draw
+        self._draw.argtypes = (pointer, i64, i64, pointer, pointer, pointer, i32)
+        self._draw.restype = None
+        self._threads = num_threads
+        self._scratch = np.empty(0, np.float32)
+
+    def greedy(self, logits: torch.Tensor) -> npt.NDArray[np.int64]:
+        rows, vocab_size = _checked(logits)
+        tokens = np.empty(rows, np.int64)
+        self._greedy(logits.data_ptr(), rows, vocab_size, tokens.ctypes.data, self._threads)
+        return tokens
+
+    def choose(self, logits: torch.Tensor, choice: Choice) -> npt.NDArray[np.int64]:
+        rows, vocab_size = _checked(logits)
+        tokens = np.empty(rows, np.int64)
+        draws = np.empty(rows, _DRAW)
+        for name in ("temperature", "top_k", "top_p", "min_p_log", "keys"):
+            draws[name] = getattr(choice, name)
+        if len(self._scratch) < self._threads * 2 * vocab_size:
+            self._scratch = np.empty(self._threads * 2 * vocab_size, np.float32)
+        self._draw(
+            logits.data_ptr(),
+            rows,
+            vocab_size,
+            draws.ctypes.data,
+            self._scratch.ctypes.data,
+            tokens.ctypes.data,
+            self._threads,
+        )
+        return tokens
+
+
+def _checked(logits: torch.Tensor) -> tuple[int, int]:
+    assert logits.dtype is torch.float32, "the kernel reads float32 logits"
+    assert logits.device.type == "cpu", "the kernel reads logits in the CPU's memory"
+    assert logits.is_contiguous(), "the kernel reads dense rows"
+    rows, vocab_size = logits.shape
+    return rows, vocab_size
