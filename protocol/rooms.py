@@ -95,6 +95,8 @@ class AbortReason(enum.Enum):
     PEER_FAILED = "peer_failed"
     TRANSFER_FAILED = "transfer_failed"
     DRAINING = "draining"
+    NEVER_OPENED = "never_opened"
+    """Prefill heard a `Join` but no open for it in time: the only abort of a peer that the router does not know of."""
 
 
 class Abort(Message, frozen=True, tag="abort"):
@@ -211,7 +213,7 @@ class FailureCode(enum.Enum):
     DRAINING = "draining"
     OVERLOADED = "overloaded"
     REFUSED = "refused"
-    """A tombstone or a newer epoch was there already."""
+    """A tombstone or a newer epoch was there already: for the router's newest epoch, the other half failed first."""
     DEADLINE = "deadline"
     TOO_LONG = "too_long"
     """The prompt and its tokens can never fit this replica's pool."""
@@ -225,6 +227,7 @@ RETRYABLE = frozenset(
         FailureCode.LEASE_EXPIRED,
         FailureCode.DRAINING,
         FailureCode.OVERLOADED,
+        FailureCode.REFUSED,
         FailureCode.INTERNAL,
     }
 )
