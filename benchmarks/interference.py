@@ -13,22 +13,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import copy
 import sys
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import yaml
-
+from benchmarks.configured import add_configured_options, aggregated_settings, configured_systems, pd_settings
 from benchmarks.http_client import CompletionClient
 from benchmarks.mixed_load import MixedLoad, Phase, PhaseResult, run_mixed
 from benchmarks.report import Report, Table, add_report_options, finish
 from benchmarks.stats import milliseconds, percentile
-from benchmarks.systems import System, add_start_options, running
+from benchmarks.systems import System, running
 
 PD = "PD"
-START = f"{sys.executable} -m cluster.launch --config {{config}} --port {{port}}"
 MIN_SHARE_OF_PREFILL = 0.9
 Results = Mapping[str, Mapping[Phase, PhaseResult]]
 
@@ -41,10 +36,7 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="ITL of running streams while long prompts arrive: PD and aggregated")
-    parser.add_argument("--config", type=Path, required=True, help="Serve configuration that the systems are made from")
-    parser.add_argument("--start", default=START, help="command that serves {config} on {port} until interrupted")
-    parser.add_argument("--port", type=int, default=8000)
-    add_start_options(parser)
+    add_configured_options(parser)
     parser.add_argument("--threads", type=int, default=2, help="of aggregated mode; PD's two replicas get half each")
     parser.add_argument("--chunks", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048], metavar="TOKENS")
     parser.add_argument("--pd-chunk", type=int, default=512, metavar="TOKENS", help="chunk size of the prefill replica")
@@ -86,42 +78,10 @@ async def _measure(arguments: argparse.Namespace) -> Results:
 
 def _systems(arguments: argparse.Namespace) -> list[System]:
     """PD first, then aggregated mode at each chunk size; writes their configurations beside the logs."""
-    base = yaml.safe_load(arguments.config.read_text())
-    changes = {PD: pd_settings(threads=arguments.threads, chunk=arguments.pd_chunk)}
+    settings = {PD: pd_settings(threads=arguments.threads, chunk=arguments.pd_chunk)}
     for chunk in arguments.chunks:
-        changes[f"aggregated {chunk}"] = aggregated_settings(threads=arguments.threads, chunk=chunk)
-    arguments.logs.mkdir(parents=True, exist_ok=True)
-    systems = []
-    for name, settings in changes.items():
-        path = arguments.logs / f"{name.replace(' ', '-')}.yaml"
-        path.write_text(yaml.safe_dump(derive(base, settings)))
-        command = arguments.start.format(config=path, port=arguments.port)
-        systems.append(System(name=name, url=f"http://127.0.0.1:{arguments.port}", command=command))
-    return systems
-
-
-def pd_settings(*, threads: int, chunk: int) -> dict[str, Any]:
-    """Arguments of a cluster with one prefill and one decode replica, half the threads each."""
-    half = {"num_replicas": 1, "num_threads": threads // 2}
-    return {"mode": "disaggregated", "prefill": {**half, "chunked_prefill_size": chunk}, "decode": half}
-
-
-def aggregated_settings(*, threads: int, chunk: int) -> dict[str, Any]:
-    """Arguments of a cluster with one replica that does everything, with all the threads."""
-    replica = {"num_replicas": 1, "num_threads": threads, "chunked_prefill_size": chunk}
-    return {"mode": "aggregated", "aggregated": replica}
-
-
-def derive(base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a Serve configuration whose (one) application's arguments are changed; sections are merged."""
-    config = copy.deepcopy(dict(base))
-    applications = config["applications"]
-    if len(applications) != 1:
-        raise ValueError(f"the configuration has {len(applications)} applications; one is expected")
-    own = applications[0].setdefault("args", {})
-    for key, value in settings.items():
-        own[key] = {**own.get(key, {}), **value} if isinstance(value, dict) else value
-    return config
+        settings[f"aggregated {chunk}"] = aggregated_settings(threads=arguments.threads, chunk=chunk)
+    return configured_systems(settings, arguments)
 
 
 def _report(arguments: argparse.Namespace, results: Results) -> Report:

@@ -56,7 +56,10 @@ class PhaseResult:
 async def run_mixed(client: CompletionClient, load: MixedLoad) -> dict[Phase, PhaseResult]:
     """All three phases, one after the other, against one server. Raises RuntimeError when a stream fails."""
     rng = random.Random(f"mixed {load.seed}")
-    async with _streams(client, load, rng) as records:
+    streaming = background_streams(
+        client, rng, streams=load.streams, prompt_tokens=load.stream_prompt_tokens, stream_tokens=load.stream_tokens
+    )
+    async with streaming as records:
         results = {}
         for phase in Phase:
             prompts: list[Completion] = []
@@ -69,18 +72,22 @@ async def run_mixed(client: CompletionClient, load: MixedLoad) -> dict[Phase, Ph
 
 
 @contextlib.asynccontextmanager
-async def _streams(client: CompletionClient, load: MixedLoad, rng: random.Random) -> AsyncIterator[list[Completion]]:
-    """Streams in the background, all decoding when the body begins; yields their growing records."""
-    firsts = [Completion(load.stream_prompt_tokens) for _ in range(load.streams)]
+async def background_streams(
+    client: CompletionClient, rng: random.Random, *, streams: int, prompt_tokens: int, stream_tokens: int
+) -> AsyncIterator[list[Completion]]:
+    """Streams beside the body, all decoding when it begins; one that ends is followed by another of `stream_tokens`.
+
+    Yields their growing records. Raises RuntimeError when one fails.
+    """
+    firsts = [Completion(prompt_tokens) for _ in range(streams)]
     records = list(firsts)
 
     async def keep_streaming(record: Completion) -> None:
         while True:
-            prompt = random_prompt(rng, load.stream_prompt_tokens)
-            await client.complete(prompt, max_tokens=load.stream_tokens, into=record)
+            await client.complete(random_prompt(rng, prompt_tokens), max_tokens=stream_tokens, into=record)
             if record.error is not None:
                 raise RuntimeError(f"a stream failed: {record.error}")
-            record = Completion(load.stream_prompt_tokens)
+            record = Completion(prompt_tokens)
             records.append(record)
 
     try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -11,6 +13,7 @@ from aiohttp.test_utils import TestServer
 
 from benchmarks.http_client import Completion, CompletionClient
 from benchmarks.load import Slo, run_open_loop
+from benchmarks.mixed_load import MixedLoad, Phase, background_streams, run_mixed
 from benchmarks.workload import WorkItem
 
 Write = Callable[[str], Awaitable[None]]
@@ -104,6 +107,37 @@ async def test_an_open_loop_counts_every_request(serve: Callable[..., Awaitable[
     assert len(result.served) == 20
     assert result.errors == []
     assert result.seconds > 0
+
+
+async def test_streams_go_on_while_prompts_come_and_go(serve: Callable[..., Awaitable[str]]) -> None:
+    load = MixedLoad(
+        streams=2,
+        stream_prompt_tokens=4,
+        stream_tokens=50,
+        prompt_tokens=9,
+        prompt_output_tokens=2,
+        rate=100.0,
+        outstanding=2,
+        seconds=0.3,
+        seed=0,
+    )
+    async with CompletionClient(await serve(whole_answer)) as client:
+        results = await run_mixed(client, load)
+    assert all(result.gaps_s and result.failed == 0 for result in results.values())
+    assert results[Phase.QUIET].prefill_tokens_per_s is None
+    assert results[Phase.SATURATED].prefill_tokens_per_s is not None
+    assert len(results[Phase.SATURATED].ttfts_s) > 2
+
+
+async def test_a_failing_stream_ends_the_measurement(serve: Callable[..., Awaitable[str]]) -> None:
+    async def fail(write: Write, body: dict[str, object]) -> None:
+        if body["max_tokens"] == 50:
+            await error_in_stream(write, body)
+
+    async with CompletionClient(await serve(fail)) as client:
+        with pytest.raises(RuntimeError, match="replica lost"):
+            async with background_streams(client, random.Random(0), streams=1, prompt_tokens=4, stream_tokens=50):
+                await asyncio.Event().wait()
 
 
 def test_an_slo_bounds_the_first_token_and_the_slowest_gaps() -> None:

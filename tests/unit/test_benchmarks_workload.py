@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.interference import PD, aggregated_settings, best_aggregated, derive, pd_settings
+from benchmarks.configured import aggregated_settings, derive, pd_settings
+from benchmarks.interference import PD, best_aggregated
 from benchmarks.memory import pss_by_name, total_pss
 from benchmarks.mixed_load import Phase, PhaseResult
 from benchmarks.stats import percentile
