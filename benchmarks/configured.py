@@ -38,7 +38,10 @@ def configured_systems(settings: Mapping[str, Mapping[str, Any]], arguments: arg
 
 
 def pd_settings(*, threads: int, chunk: int) -> dict[str, Any]:
-    """Arguments of a cluster with one prefill and one decode replica, half the threads each. Raises ValueError for an odd number."""
+    """Arguments of a cluster with one prefill and one decode replica, half the threads each.
+
+    Raises ValueError for an odd number of threads.
+    """
     if threads % 2:
         raise ValueError(
             f"{threads} threads cannot be halved between a prefill and a decode replica; give an even number"
