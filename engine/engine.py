@@ -117,7 +117,7 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Let the request wait for its turn. Raises RequestTooLong, or ValueError for one that cannot be served."""
-        self._check(request, min_new_tokens=1)
+        self._check(request)
         self._register(request)
         self._scheduler.add(request)
 
@@ -127,7 +127,7 @@ class Engine:
         The first `request.num_cached` tokens, whole pages, are there already. Raises as `add` does. After False the
         request is as it was and may be tried again.
         """
-        self._check(request, min_new_tokens=2)
+        self._check(request)
         self._register(request)
         if not self._scheduler.reserve(request):
             self._forget(request)
@@ -304,11 +304,11 @@ class Engine:
 
     # ---- inside ---------------------------------------------------------------------------------------------
 
-    def _check(self, request: Request, *, min_new_tokens: int) -> None:
+    def _check(self, request: Request) -> None:
         """Refuse what can never be served, and set the request's length limit."""
         if request.key in self._requests or request.key in self._memory.quarantined:
             raise ValueError(f"there is a request {request.key!r} already; keys must differ")
-        longest = self.max_context - min_new_tokens
+        longest = self.max_context - 1
         if request.num_tokens > longest:
             raise RequestTooLong(request.num_tokens, longest)
         if request.sampling.stop and self._stop_texts is None:
@@ -316,7 +316,7 @@ class Engine:
                 f"request {request.key!r} has stop strings, but this engine has no tokenizer; use stop_token_ids"
             )
         request.limit = min(request.num_prompt_tokens + request.sampling.max_tokens, self.max_context)
-        if request.num_tokens + min_new_tokens > request.limit:
+        if request.num_tokens >= request.limit:
             raise ValueError(
                 f"request {request.key!r} has {request.num_generated} generated tokens already and may have "
                 f"{request.sampling.max_tokens} in all; there is nothing left to generate"

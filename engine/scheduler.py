@@ -157,6 +157,8 @@ class Scheduler:
                     break
                 passed_over.append(request)
                 continue
+            if any(map(self._is_aged, passed_over)):
+                break
             for other in passed_over:
                 other.overtaken += 1
             headroom = (headroom or 0) + own
