@@ -1,0 +1,293 @@
+"""Takes KV pages out of peers' pools into ours: the receiving end of every transfer.
+ Lifecycle: `attach` a peer when its ticket is known, `fetch` pages from it, `detach` it when it is lost, `close` in
+the end. Every `fetch` is answered by exactly one `on_done`, in a transfer thread, after the last byte that will ever
+be written for it: from then on its target pages are the caller's again, whatever the result says. A failed attempt is
+repeated once on each further transport that reaches the peer (shared memory, then TCP) before the job fails; nothing
+is remembered against a peer but that its shared memory is not asked for again at once.
+
+Nothing here blocks its caller but `close`. Locks are held for bookkeeping only, never while copying or calling back.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Literal
+
+from protocol.handshake import RegionTicket
+from protocol.rooms import PeerAddress
+from transfer.faults import Faults
+from transfer.io_loop import IoLoop
+from transfer.jobs import FetchJob, FetchResult, OnDone, PageCopy, Peer, check_job
+from transfer.landing import Landing
+from transfer.memory import SharedMemory
+from transfer.records import JobRecord, JobState, StopReason
+from transfer.shm import ShmTransport
+from transfer.spans import check_pages
+from transfer.tcp import TcpTransport
+from transfer.transport import TransferTimings, Transport
+
+__all__ = ["FetchJob", "FetchResult", "PageFetcher", "TransportName"]
+
+logger = logging.getLogger(__name__)
+
+TransportName = Literal["auto", "shm", "tcp"]
+
+
+class PageFetcher:
+    """Writes into the pages of `memory`, `page_bytes` bytes each; `memory` must outlive it.
+
+    `layout` is our pool's fingerprint: only pools with an equal one have pages that mean the same. `num_threads`
+    threads copy within the host, one more serves all sockets. `transport` restricts the choice; `auto` prefers shared
+    memory.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory: SharedMemory,
+        page_bytes: int,
+        layout: str,
+        secret: bytes,
+        num_threads: int = 2,
+        transport: TransportName = "auto",
+        clock: Callable[[], float] = time.monotonic,
+        faults: Faults | None = None,
+        timings: TransferTimings | None = None,
+    ) -> None:
+        if not 0 < page_bytes <= memory.nbytes:
+            raise ValueError(f"pages of {page_bytes} bytes in a memory of {memory.nbytes} bytes")
+        if num_threads < 1:
+            raise ValueError(f"num_threads is {num_threads}; at least 1 is needed")
+        if transport not in ("auto", "shm", "tcp"):
+            raise ValueError(f"transport {transport!r} is not one of auto, shm, tcp")
+        if not secret:
+            raise ValueError("the cluster secret is empty; peers serve pages only to those who know one")
+        self._page_bytes = page_bytes
+        self._num_pages = memory.nbytes // page_bytes
+        self._layout = layout
+        self._clock = clock
+        self._timings = timings or TransferTimings()
+        self._idle = threading.Condition()  # guards all that follows
+        self._peers: dict[PeerAddress, Peer] = {}
+        self._records: dict[Hashable, JobRecord] = {}
+        self._unanswered = 0  # jobs whose on_done has not returned yet
+        self._closed = False
+        self._landing = Landing(memory.view, page_bytes=page_bytes, faults=faults)
+        self._loop = IoLoop(name="page-fetcher", clock=clock)
+        self._transports: list[Transport] = []
+        if transport in ("auto", "shm"):
+            self._transports.append(
+                ShmTransport(
+                    self._loop,
+                    self._landing,
+                    secret=secret,
+                    num_threads=num_threads,
+                    clock=clock,
+                    timings=self._timings,
+                )
+            )
+        if transport in ("auto", "tcp"):
+            self._transports.append(
+                TcpTransport(self._loop, self._landing, secret=secret, clock=clock, timings=self._timings)
+            )
+
+    # ---- peers --------------------------------------------------------------------------------------------
+
+    def attach(self, peer: PeerAddress, ticket: RegionTicket) -> None:
+        """Make `peer`'s pages available to `fetch`, and begin to connect. Another boot is another peer; attached again
+        with the same ticket nothing changes, with another one it is detached first.
+
+        Raises `ValueError` when its pages are not interchangeable with ours.
+        """
+        ours = (self._layout, self._page_bytes)
+        theirs = (ticket.layout, ticket.page_bytes)
+        if ours != theirs:
+            raise ValueError(
+                f"replica {peer.replica_id} has KV pages of layout and bytes {theirs}, this one {ours}; "
+                "run the same model, dtype and page size on both"
+            )
+        in_range = 0 <= peer.boot < 2**64 and 0 < ticket.num_pages < 2**32 and 0 <= ticket.tcp_port < 2**16
+        if not in_range:
+            raise ValueError(f"replica {peer} has a ticket out of range: {ticket}")
+        attached = Peer(address=peer, ticket=ticket)
+        with self._idle:
+            self._check_open()
+            before = self._peers.get(peer)
+            if before is not None and before.ticket == ticket:
+                return
+            self._peers[peer] = attached
+        if before is not None:
+            self._release(before)
+        for transport in self._transports:
+            if transport.reaches(ticket):
+                transport.attach(attached)
+                return
+
+    def detach(self, peer: PeerAddress) -> None:
+        """End every copy from `peer` and let go of its memory and connections. Returns at once; the jobs are answered
+        as they end. A peer that is not attached is none of our business."""
+        with self._idle:
+            attached = self._peers.pop(peer, None)
+        if attached is not None:
+            self._release(attached)
+
+    # ---- jobs ---------------------------------------------------------------------------------------------
+
+    def fetch(self, job: FetchJob, on_done: OnDone) -> None:
+        """Start `job`. Whatever the peer may have got wrong is answered through `on_done`.
+
+        Raises `ValueError` for what only the caller can get wrong: target pages that are not ours or named twice,
+        lists of unequal length, a key in use.
+        """
+        check_job(job, num_pages=self._num_pages)
+        with self._idle:
+            self._check_open()
+            if job.key in self._records:
+                raise ValueError(f"a fetch with key {job.key!r} is running already")
+            peer = self._peers.get(job.peer)
+            record = JobRecord(job=job, peer=peer, on_done=on_done, fetched_at=self._clock())
+            self._records[job.key] = record
+            self._unanswered += 1
+        error = self._what_is_wrong(job, peer)
+        if error is not None or peer is None or not job.target_pages:
+            if error is not None:
+                record.errors.append(error)
+            self._loop.call_soon(lambda: self._finish(record, ok=error is None))
+            return
+        record.paths = [transport for transport in self._transports if transport.reaches(peer.ticket)]
+        if job.deadline != float("inf"):
+            record.timer = self._loop.call_at(job.deadline, lambda: self._stop(record, StopReason.DEADLINE))
+        self._attempt(record)
+
+    def cancel(self, key: Hashable) -> None:
+        """Ask the job to end soon; `on_done` tells when it has. A job that is done, or unknown, is left alone; one that
+        completes at this very moment is answered with success."""
+        with self._idle:
+            record = self._records.get(key)
+        if record is not None:
+            self._stop(record, StopReason.CANCELLED)
+
+    @property
+    def num_jobs(self) -> int:
+        """Jobs not answered yet."""
+        with self._idle:
+            return self._unanswered
+
+    def close(self) -> None:
+        """End every job, then every thread and connection. Not to be called from `on_done`.
+
+        Raises `TimeoutError` when a job does not end in time; the memory must then be kept.
+        """
+        with self._idle:
+            if self._closed:
+                return
+            self._closed = True
+            records = list(self._records.values())
+        for record in records:
+            self._stop(record, StopReason.CLOSED)
+        with self._idle:
+            if not self._idle.wait_for(lambda: self._unanswered == 0, self._timings.close_s):
+                raise TimeoutError(f"{self._unanswered} fetches have not ended after {self._timings.close_s} s")
+            peers = list(self._peers)
+        for peer in peers:
+            self.detach(peer)
+        for transport in self._transports:
+            transport.close(timeout_s=self._timings.close_s)
+        self._loop.close(timeout_s=self._timings.close_s)
+        self._landing.close()
+
+    # ---- inner workings -----------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the fetcher is closed")
+
+    def _what_is_wrong(self, job: FetchJob, peer: Peer | None) -> str | None:
+        if peer is None:
+            return f"replica {job.peer.replica_id}, boot {job.peer.boot}, is not attached"
+        ticket = peer.ticket
+        if len(job.source_pages) > ticket.num_pages:
+            return f"{len(job.source_pages)} pages asked for, of a peer's pool of {ticket.num_pages}"
+        if not any(transport.reaches(ticket) for transport in self._transports):
+            names = " and ".join(transport.name for transport in self._transports)
+            return f"replica {job.peer.replica_id} cannot be reached by {names}"
+        return check_pages(job.source_pages, num_pages=ticket.num_pages, whose="the peer's")
+
+    def _attempt(self, record: JobRecord) -> None:
+        """Give the job to the next transport."""
+        assert record.peer is not None
+        with self._idle:
+            transport = record.paths.pop(0)
+            copy = PageCopy(
+                job=record.job,
+                peer=record.peer,
+                page_bytes=self._page_bytes,
+                queued_at=record.fetched_at,
+                on_ended=lambda copy, error: self._ended(record, transport, error),
+                stop_requested=record.state is JobState.STOPPING,
+            )
+            record.copy, record.transport = copy, transport
+        transport.start(copy)
+
+    def _ended(self, record: JobRecord, transport: Transport, error: str | None) -> None:
+        """A transport has finished with its copy, in one of its threads."""
+        if error is None:
+            self._finish(record, ok=True)
+            return
+        with self._idle:
+            record.errors.append(f"{transport.name}: {error}")
+            again = record.state is JobState.COPYING and bool(record.paths)
+        if again:
+            self._attempt(record)
+        else:
+            self._finish(record, ok=False)
+
+    def _stop(self, record: JobRecord, reason: StopReason) -> None:
+        with self._idle:
+            if record.state is not JobState.COPYING:
+                return
+            record.move_to(JobState.STOPPING)
+            record.stop_reason = reason
+            copy, transport = record.copy, record.transport
+        if copy is not None and transport is not None:
+            transport.stop(copy)
+
+    def _release(self, attached: Peer) -> None:
+        with self._idle:
+            records = [record for record in self._records.values() if record.peer is attached]
+        for record in records:
+            self._stop(record, StopReason.DETACHED)
+        for transport in self._transports:
+            transport.detach(attached)
+
+    def _finish(self, record: JobRecord, *, ok: bool) -> None:
+        now, copy = self._clock(), record.copy
+        with self._idle:
+            record.move_to(JobState.DONE)
+            del self._records[record.job.key]
+        if record.timer is not None:
+            record.timer.cancel()
+        reason = record.stop_reason
+        error = "; ".join(record.errors if reason is None else [reason.value, *record.errors])
+        started = now if copy is None or copy.started_at is None else copy.started_at
+        result = FetchResult(
+            key=record.job.key,
+            peer=record.job.peer,
+            ok=ok,
+            error=None if ok else error,
+            cancelled=not ok and reason is StopReason.CANCELLED,
+            bytes=len(record.job.target_pages) * self._page_bytes,
+            seconds=now - started,
+            queued_seconds=started - record.fetched_at,
+            transport="" if record.transport is None else record.transport.name,
+        )
+        try:
+            record.on_done(result)
+        except Exception:  # the caller's bug must not end the thread that others' copies depend on
+            logger.exception("on_done of fetch %r failed", record.job.key)
+        with self._idle:
+            self._unanswered -= 1
+            self._idle.notify_all()

@@ -1,0 +1,159 @@
+"""One thread that waits for sockets and timers: the page server's, and the fetcher's for everything over sockets.
+ Nothing in it ever blocks on a peer, so a peer that hangs holds up nobody. Callbacks run in the loop's thread; what
+may be called from other threads says so. Timers follow the clock they were given, which tests turn by hand: the loop
+looks at it at least every `_LOOK_S` seconds while a timer is set, and sleeps for as long as it likes otherwise.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import os
+import selectors
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+READ = selectors.EVENT_READ
+WRITE = selectors.EVENT_WRITE
+_LOOK_S = 0.25
+_COMPACT_TIMERS = 256
+
+
+class Timer:
+    """A call to come. `cancel` may be called from any thread, also when it is too late."""
+
+    __slots__ = ("callback", "when")
+
+    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+        self.when = when
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class IoLoop:
+    """Starts its thread at once; `close` ends it."""
+
+    def __init__(self, *, name: str, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._selector = selectors.DefaultSelector()
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._selector.register(self._wakeup, READ)
+        self._ready: deque[Callable[[], None]] = deque()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._timer_ids = itertools.count()
+        self._lock = threading.Lock()  # of the timers and of `_closing`
+        self._looking_until = float("inf")  # when the sleeping loop means to look at its timers
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    # ---- from any thread ----------------------------------------------------------------------------------
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Run `callback` in the loop's thread, after those asked for before it. Also the last call before `close` is
+        still run; one after it never is."""
+        self._ready.append(callback)
+        if threading.current_thread() is not self._thread:
+            self._wake()
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+        """Run `callback` once the clock shows `when`."""
+        timer = Timer(when, callback)
+        with self._lock:
+            if len(self._timers) >= _COMPACT_TIMERS:
+                self._drop_cancelled()
+            heapq.heappush(self._timers, (when, next(self._timer_ids), timer))
+            wake = when < self._looking_until
+            if wake:
+                self._looking_until = when
+        if wake and threading.current_thread() is not self._thread:
+            self._wake()
+        return timer
+
+    def close(self, *, timeout_s: float) -> None:
+        """Run what is ready, then end the thread. Sockets are their owners' to close. Raises `TimeoutError` when a
+        callback does not come back in time. Must not be called from the loop's thread."""
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+        self._wake()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            raise TimeoutError(f"{self._thread.name} is still busy after {timeout_s} s")
+        self._selector.close()
+        os.close(self._wakeup)
+
+    # ---- from the loop's thread ---------------------------------------------------------------------------
+
+    def watch(self, sock: socket.socket, events: int, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever `sock` is ready for one of `events`; replaces what was asked for before."""
+        try:
+            self._selector.modify(sock, events, callback)
+        except KeyError:
+            self._selector.register(sock, events, callback)
+
+    def forget(self, sock: socket.socket) -> None:
+        """Stop watching `sock`, before it is closed."""
+        try:
+            self._selector.unregister(sock)
+        except (KeyError, ValueError):
+            return  # it was never watched
+
+    # ---- inner workings -----------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._wakeup, 1)
+
+    def _run(self) -> None:
+        while True:
+            for key, _ in self._selector.select(self._sleep_s()):
+                if key.fd == self._wakeup:
+                    os.eventfd_read(self._wakeup)
+                else:
+                    self._guarded(key.data)
+            for _ in range(len(self._ready)):
+                self._guarded(self._ready.popleft())
+            for timer in self._due():
+                if timer.callback is not None:
+                    self._guarded(timer.callback)
+            if self._closing and not self._ready:
+                return
+
+    def _guarded(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception:  # a bug in one connection's callback must not take the others along
+            logger.exception("a callback of %s failed", self._thread.name)
+
+    def _sleep_s(self) -> float | None:
+        with self._lock:
+            if self._ready or self._closing:
+                return 0.0
+            if not self._timers:
+                self._looking_until = float("inf")
+                return None
+            self._looking_until = self._timers[0][0]
+            return min(max(self._looking_until - self._clock(), 0.0), _LOOK_S)
+
+    def _due(self) -> list[Timer]:
+        with self._lock:
+            if not self._timers:
+                return []
+            now, due = self._clock(), []
+            while self._timers and self._timers[0][0] <= now:
+                due.append(heapq.heappop(self._timers)[2])
+            return due
+
+    def _drop_cancelled(self) -> None:
+        alive = [entry for entry in self._timers if entry[2].callback is not None]
+        if len(alive) * 2 <= len(self._timers):
+            heapq.heapify(alive)
+            self._timers = alive

@@ -1,0 +1,110 @@
+"""What a fetch is asked to do, what it answers, and the states in between.
+ A `FetchJob` becomes one `PageCopy` per attempt: the attempt of one transport at it. A transport calls `on_ended`
+exactly once for every copy it was given, after the last byte it will ever write for it. Everything the fetcher
+promises about drained pages rests on that sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+from protocol.handshake import RegionTicket
+from protocol.rooms import PeerAddress
+from transfer.faults import CopySite
+from transfer.spans import check_pages
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchJob:
+    """Take `source_pages[i]` of `peer` into our `target_pages[i]`, for every i."""
+
+    key: Hashable
+    """Names the job until it is done; free for another one from then on."""
+    peer: PeerAddress
+    source_pages: Sequence[int]
+    target_pages: Sequence[int]
+    checksums: Sequence[int] = ()
+    """xxh3-64 of each page, verified in our memory once it landed; empty, or 0 for a page: not verified."""
+    deadline: float = float("inf")
+    """On the fetcher's clock."""
+
+
+def check_job(job: FetchJob, *, num_pages: int) -> None:
+    """Raises `ValueError` for what the caller got wrong, given our own pool of `num_pages` pages."""
+    targets, count = job.target_pages, len(job.target_pages)
+    if len(job.source_pages) != count or len(job.checksums) not in (0, count):
+        raise ValueError(
+            f"{len(job.source_pages)} source pages and {len(job.checksums)} checksums for {count} target pages"
+        )
+    error = check_pages(targets, num_pages=num_pages, whose="our")
+    if error is not None:
+        raise ValueError(error)
+    if len(set(targets)) != count:
+        raise ValueError(f"{count - len(set(targets))} of {count} target pages are named twice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchResult:
+    """The end of a job: no byte is written for it any more."""
+
+    key: Hashable
+    peer: PeerAddress
+    ok: bool
+    """All pages are there and verified."""
+    error: str | None
+    """What went wrong, on every path that was tried; None when `ok`."""
+    cancelled: bool
+    """It ended because of `cancel`."""
+    bytes: int
+    """Bytes of the pages asked for."""
+    seconds: float
+    """From the first to the last byte of the last attempt; 0 when none began."""
+    queued_seconds: float
+    """From `fetch` until the last attempt began (or the end, when none did)."""
+    transport: str
+    """Of the last attempt; empty when there was none."""
+
+
+OnDone = Callable[[FetchResult], None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Peer:
+    """One attachment of one life of a peer. Compared by identity: attached again, it is another one."""
+
+    address: PeerAddress
+    ticket: RegionTicket
+
+
+@dataclass(kw_only=True, eq=False)
+class PageCopy:
+    """One transport's attempt at one job. `stop_requested` is set by `Transport.stop`, before all else it does."""
+
+    job: FetchJob
+    peer: Peer
+    page_bytes: int
+    queued_at: float
+    on_ended: Callable[[PageCopy, str | None], None]
+    """Called once, by the transport: None when all pages landed and are verified, else what went wrong."""
+    stop_requested: bool = False
+    started_at: float | None = None
+    done_pages: int = 0
+    """Landed and verified, in the order of the job."""
+
+    @property
+    def num_pages(self) -> int:
+        return len(self.job.target_pages)
+
+    @property
+    def total_bytes(self) -> int:
+        return self.num_pages * self.page_bytes
+
+    def site(self, transport: str) -> CopySite:
+        return CopySite(
+            key=self.job.key,
+            peer=self.peer.address,
+            transport=transport,
+            done_bytes=self.done_pages * self.page_bytes,
+            total_bytes=self.total_bytes,
+        )

@@ -1,0 +1,55 @@
+"""Our side of a copy: the pages that bytes land in, their verification, and the fault seam around both."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from transfer.checksum import page_checksums
+from transfer.faults import Faults
+from transfer.jobs import PageCopy
+
+
+class LandingError(Exception):
+    """What landed is not what was promised."""
+
+
+class CopyStopped(Exception):
+    """The copy was asked to stop and did."""
+
+
+class Landing:
+    """The fetcher's own pool as its transports see it: `bytes` uint8 [pool bytes], `view` the same as a memoryview."""
+
+    def __init__(self, view: memoryview, *, page_bytes: int, faults: Faults | None) -> None:
+        self.view = view
+        self.bytes: npt.NDArray[np.uint8] = np.frombuffer(view, dtype=np.uint8)
+        self.page_bytes = page_bytes
+        self._faults = faults
+
+    def before(self, copy: PageCopy, transport: str) -> None:
+        """To be called before each piece is written; raises `InjectedFault` when a test says so."""
+        if self._faults is not None:
+            self._faults.before_copy(copy.site(transport))
+
+    def landed(self, copy: PageCopy, transport: str, count: int) -> None:
+        """The next `count` pages of `copy` were written: verify and count them. Raises `LandingError`."""
+        first = copy.done_pages
+        pages = copy.job.target_pages[first : first + count]
+        if self._faults is not None:
+            for page in pages:
+                start = page * self.page_bytes
+                self._faults.after_copy(copy.site(transport), self.view[start : start + self.page_bytes])
+        expected = copy.job.checksums[first : first + count]
+        if any(expected):
+            for index, found in enumerate(page_checksums(self.view, self.page_bytes, pages)):
+                if expected[index] not in (0, found):
+                    raise LandingError(
+                        f"page {copy.job.source_pages[first + index]} arrived with checksum {found:#018x} "
+                        f"instead of {expected[index]:#018x}"
+                    )
+        copy.done_pages = first + count
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        del self.bytes

@@ -1,0 +1,120 @@
+"""The memory behind a KV pool, and a peer's view of it.
+ A pool's owner creates `SharedMemory`: an anonymous memory file (memfd), mapped once. It is sealed against being
+resized, so that a reader can never be killed by SIGBUS behind the file's end, and against any further writable
+mapping, so that only its owner can change it. The kernel frees it with its last mapping: nothing is left behind by
+`kill -9`, and no name is ever entered anywhere.
+
+A reader that was handed the file descriptor (`server.py`) makes a `PeerMemory` of it: read-only, and only after the
+seals and the size were found to be what the owner promised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import mmap
+import os
+from pathlib import Path
+from types import TracebackType
+
+_SEAL_FUTURE_WRITE = 0x10  # F_SEAL_FUTURE_WRITE, Linux 5.1; fcntl has no name for it before Python 3.13
+_MADV_POPULATE_WRITE = 23  # Linux 5.14; mmap has no name for it
+_NO_RESIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+
+class SharedMemory:
+    """`nbytes` of zeroed, page-aligned memory that peers on this host can be given to read.
+
+    `prefault` takes the memory from the system at once, so that a pool that cannot fit fails here and not in the
+    middle of a request, and no transfer pays for first touches (they cost ten times the copy). Huge pages are used
+    where the system lends them. Raises `ValueError` for a size that is not positive and `MemoryError` when the system
+    has too little.
+    """
+
+    def __init__(self, nbytes: int, *, prefault: bool = True) -> None:
+        if nbytes <= 0:
+            raise ValueError(f"shared memory of {nbytes} bytes: the size must be positive")
+        self.nbytes = nbytes
+        self.fd = os.memfd_create("pd-serve-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.fd, nbytes)
+            self._mapping = mmap.mmap(self.fd, nbytes)
+            with contextlib.suppress(OSError):  # a wish: without it the pages are small
+                self._mapping.madvise(mmap.MADV_HUGEPAGE)
+            if prefault:
+                self._prefault()
+            seals = _NO_RESIZE | _SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
+        except OSError as error:
+            os.close(self.fd)
+            raise MemoryError(
+                f"cannot take {nbytes / 2**20:.0f} MiB of shared memory ({error}); "
+                "lower max_total_tokens or free memory"
+            ) from error
+        self.view = memoryview(self._mapping)
+        """All of it, writable. Whatever is made from it (arrays, tensors) keeps the memory alive."""
+        self._closed = False
+
+    def _prefault(self) -> None:
+        try:
+            self._mapping.madvise(_MADV_POPULATE_WRITE)
+        except OSError as error:
+            if error.errno != 22:  # EINVAL: an older kernel, which can at least set the pages aside
+                raise
+            os.posix_fallocate(self.fd, 0, self.nbytes)
+
+    def close(self) -> None:
+        """Give the memory back: at once when nothing else refers to it, else when the last array made from it goes."""
+        if self._closed:
+            return
+        self._closed = True
+        os.close(self.fd)
+        with contextlib.suppress(BufferError):
+            self.view.release()
+            self._mapping.close()
+
+    def __enter__(self) -> SharedMemory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class PeerMemory:
+    """A peer's `SharedMemory`, mapped read-only. Takes `fd` over and closes it in any case.
+
+    Raises `ValueError` when the file is shorter than `nbytes`, or could still be resized by its owner.
+    """
+
+    def __init__(self, fd: int, *, nbytes: int) -> None:
+        try:
+            size = os.fstat(fd).st_size
+            if size < nbytes:
+                raise ValueError(f"the peer's memory has {size} bytes where its ticket promises {nbytes}")
+            seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+            if seals & _NO_RESIZE != _NO_RESIZE:
+                raise ValueError(f"the peer's memory is not sealed against resizing (seals {seals:#x})")
+            self._mapping = mmap.mmap(fd, nbytes, prot=mmap.PROT_READ)
+        except OSError as error:
+            raise ValueError(f"the peer's memory cannot be mapped: {error}") from error
+        finally:
+            os.close(fd)
+        with contextlib.suppress(OSError):
+            self._mapping.madvise(mmap.MADV_HUGEPAGE)
+        self.view = memoryview(self._mapping)
+
+    def close(self) -> None:
+        """Unmap it. Raises `BufferError` while something made from `view` is alive."""
+        self.view.release()
+        self._mapping.close()
+
+
+def host_id() -> str:
+    """Equal in two processes that can pass each other file descriptors: same boot of the same kernel, same network
+    namespace (abstract Unix sockets belong to one)."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    namespace = os.stat("/proc/self/ns/net").st_ino
+    return hashlib.sha256(f"{boot}/{namespace}".encode()).hexdigest()[:16]

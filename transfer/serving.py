@@ -1,0 +1,268 @@
+"""One accepted connection of a page server, from the greeting to its end. Runs on the server's `IoLoop`.
+ States: HELLO (greeted, waits for proof) -> REQUEST -> RUNS -> SENDING -> REQUEST ..., and CLOSED from anywhere.
+Whatever does not follow `wire.py` closes the connection; before its proof a connection can cost no more than the bytes
+of one hello.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from protocol.handshake import new_nonce
+from transfer.cursor import RangeCursor
+from transfer.io_loop import READ, WRITE, IoLoop
+from transfer.transport import TransferTimings
+from transfer.wire import (
+    HELLO_BYTES,
+    REQUEST_BYTES,
+    Reply,
+    RequestHead,
+    Status,
+    Want,
+    Welcome,
+    WireError,
+    connection_key,
+    decode_hello,
+    decode_request_head,
+    decode_runs,
+    encode_greeting,
+    encode_reply,
+    encode_welcome,
+)
+
+logger = logging.getLogger(__name__)
+
+_SEND_BYTES = 512 << 10
+"""Per call: large enough to be few calls, small enough to stay in the cache between our reading and the peer's."""
+_TURN_BYTES = 4 << 20
+"""Then the other connections have their turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedRegion:
+    """What a server serves, and which life of it. `fd` is the memory's, `view` its bytes."""
+
+    view: memoryview
+    fd: int
+    page_bytes: int
+    num_pages: int
+    boot: int
+    secret: bytes
+
+
+class _State(enum.Enum):
+    HELLO = enum.auto()
+    REQUEST = enum.auto()
+    RUNS = enum.auto()
+    SENDING = enum.auto()
+    CLOSED = enum.auto()
+
+
+_LEGAL = {
+    _State.HELLO: {_State.REQUEST, _State.CLOSED},
+    _State.REQUEST: {_State.RUNS, _State.CLOSED},
+    _State.RUNS: {_State.SENDING, _State.CLOSED},
+    _State.SENDING: {_State.REQUEST, _State.CLOSED},
+    _State.CLOSED: set[_State](),
+}
+
+
+class ServerConnection:
+    """Takes `sock` over. `on_proved` comes when the peer has shown that it knows the secret, `on_closed` at the end;
+    each at most once."""
+
+    def __init__(
+        self,
+        loop: IoLoop,
+        sock: socket.socket,
+        region: ServedRegion,
+        *,
+        serves: Want,
+        clock: Callable[[], float],
+        timings: TransferTimings,
+        on_proved: Callable[[ServerConnection], None],
+        on_closed: Callable[[ServerConnection], None],
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._region = region
+        self._serves = serves
+        self._clock = clock
+        self._timings = timings
+        self._on_proved = on_proved
+        self._on_closed = on_closed
+        self._state = _State.HELLO
+        self._nonce = new_nonce()
+        self._key = b""
+        self._received = bytearray()
+        self._wanted = HELLO_BYTES
+        self._head: RequestHead | None = None
+        self._last_job = 0
+        self._reply = b""
+        self._payload = RangeCursor(region.view, ())
+        self._moved = False
+        self._timer = loop.call_at(clock() + timings.handshake_s, self._handshake_late)
+
+    def start(self) -> None:
+        """Greet, and wait for the answer."""
+        try:
+            self._send_small(encode_greeting(self._nonce))
+        except OSError as error:
+            self.close(str(error))
+            return
+        self._loop.watch(self._sock, READ, self._readable)
+
+    def close(self, why: str) -> None:
+        """End it, if that has not happened yet."""
+        if self._state is _State.CLOSED:
+            return
+        logger.debug("page connection closed: %s", why)
+        self._move_to(_State.CLOSED)
+        self._timer.cancel()
+        self._loop.forget(self._sock)
+        self._sock.close()
+        self._on_closed(self)
+
+    # ---- receiving ----------------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        try:
+            data = self._sock.recv(self._wanted - len(self._received))
+            if not data:
+                self.close("closed by the peer")
+                return
+            self._received += data
+            if len(self._received) < self._wanted:
+                return
+            message = bytes(self._received)
+            self._received.clear()
+            if self._state is _State.HELLO:
+                self._hello(message)
+            elif self._state is _State.REQUEST:
+                self._request(message)
+            else:
+                self._runs(message)
+        except (BlockingIOError, InterruptedError):
+            return
+        except (OSError, WireError) as error:
+            self.close(str(error))
+
+    def _hello(self, message: bytes) -> None:
+        region = self._region
+        hello = decode_hello(message, region.secret, self._nonce)
+        if hello.want is not self._serves:
+            raise WireError(f"this socket does not serve {hello.want.name}")
+        self._timer.cancel()
+        status = Status.OK if hello.boot == region.boot else Status.OTHER_BOOT
+        welcome = Welcome(status=status, boot=region.boot, num_pages=region.num_pages, page_bytes=region.page_bytes)
+        answer = encode_welcome(region.secret, self._nonce, hello.nonce, welcome)
+        if status is Status.OK and self._serves is Want.MEMORY:
+            socket.send_fds(self._sock, [answer], [region.fd])
+        else:
+            self._send_small(answer)
+        if status is not Status.OK or self._serves is Want.MEMORY:
+            self.close("answered")
+            return
+        self._key = connection_key(region.secret, self._nonce, hello.nonce)
+        self._await_request()
+        self._on_proved(self)
+
+    def _await_request(self) -> None:
+        self._move_to(_State.REQUEST)
+        self._wanted = REQUEST_BYTES
+        self._loop.watch(self._sock, READ, self._readable)
+
+    def _request(self, message: bytes) -> None:
+        head = decode_request_head(message)
+        if head.boot != self._region.boot or head.job <= self._last_job:
+            raise WireError(f"request {head.job} to boot {head.boot}: not the next one of this connection")
+        if not 0 < head.num_runs <= self._region.num_pages:
+            raise WireError(f"a request of {head.num_runs} runs, of a pool of {self._region.num_pages} pages")
+        self._head = head
+        self._last_job = head.job
+        self._move_to(_State.RUNS)
+        self._wanted = head.runs_bytes
+
+    def _runs(self, message: bytes) -> None:
+        assert self._head is not None
+        head, region = self._head, self._region
+        runs = decode_runs(self._key, head, message)
+        status = Status.OK if _are_pages(runs, head, region) else Status.BAD_PAGES
+        sent_pages = head.num_pages if status is Status.OK else 0
+        reply = Reply(
+            status=status,
+            boot=region.boot,
+            job=head.job,
+            num_pages=sent_pages,
+            byte_length=sent_pages * region.page_bytes,
+        )
+        self._reply = encode_reply(self._key, reply)
+        size = region.page_bytes
+        ranges = [(first * size, count * size) for first, count in runs] if sent_pages else []
+        self._payload = RangeCursor(region.view, ranges)
+        self._move_to(_State.SENDING)
+        self._timer = self._loop.call_at(self._clock() + self._timings.stall_s, self._check_stall)
+        self._loop.watch(self._sock, WRITE, self._writable)
+        self._writable()
+
+    # ---- sending ------------------------------------------------------------------------------------------
+
+    def _writable(self) -> None:
+        try:
+            budget = _TURN_BYTES
+            while self._reply or self._payload.left:
+                if budget <= 0:
+                    return
+                sent = self._send_some()
+                budget -= sent
+                self._moved = True
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.close(f"sending pages: {error}")
+            return
+        self._timer.cancel()
+        self._await_request()
+
+    def _send_some(self) -> int:
+        buffers = self._payload.buffers(_SEND_BYTES)
+        if not self._reply:
+            sent = self._sock.sendmsg(buffers, (), socket.MSG_NOSIGNAL)
+            self._payload.advance(sent)
+            return sent
+        sent = self._sock.sendmsg([self._reply, *buffers], (), socket.MSG_NOSIGNAL)
+        of_reply = min(sent, len(self._reply))
+        self._reply = self._reply[of_reply:]
+        self._payload.advance(sent - of_reply)
+        return sent
+
+    def _send_small(self, message: bytes) -> None:
+        if self._sock.send(message, socket.MSG_NOSIGNAL) != len(message):  # the buffer is empty, so it fits
+            raise OSError("the peer takes no bytes")
+
+    # ---- time ---------------------------------------------------------------------------------------------
+
+    def _handshake_late(self) -> None:
+        self.close(f"no handshake within {self._timings.handshake_s} s")
+
+    def _check_stall(self) -> None:
+        if not self._moved:
+            self.close(f"the receiver took no byte for {self._timings.stall_s} s")
+            return
+        self._moved = False
+        self._timer = self._loop.call_at(self._clock() + self._timings.stall_s, self._check_stall)
+
+    def _move_to(self, state: _State) -> None:
+        assert state in _LEGAL[self._state], f"a page connection cannot go from {self._state} to {state}"
+        self._state = state
+
+
+def _are_pages(runs: Sequence[tuple[int, int]], head: RequestHead, region: ServedRegion) -> bool:
+    """Whether the runs lie in the pool and add up to what the head says."""
+    inside = all(count > 0 and first + count <= region.num_pages for first, count in runs)
+    total = sum(count for _, count in runs)
+    return inside and total == head.num_pages <= region.num_pages and total * region.page_bytes == head.byte_length

@@ -1,0 +1,274 @@
+"""Transport within a host: map the peer's memory read-only and copy pages out of it. One copy, no serialisation.
+ A peer's life here: CONNECTING (its memory was asked for; copies wait) -> MAPPED (copies run) -> DETACHED (unmapped
+when the last running copy has ended), or LOST for a while when its memory could not be had. Copies run in a few
+threads of our own, the one with the least left first; a long copy stops at the next block for a shorter one, so it
+delays that by well under a millisecond. A copy reads memory and waits for nobody, so it needs no time limit: a stopped
+or dead peer's memory stays readable for as long as it is mapped here.
+ Where pages are verified, blocks are small, so that each is hashed while it is still in the cache: copying and then
+hashing 64 MB measured 8.3 GB/s, block by block 10.5.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.handshake import RegionTicket
+from transfer.client_handshake import ClientHandshake, Established, unix_address
+from transfer.copy_crew import CopyCrew
+from transfer.faults import InjectedFault
+from transfer.io_loop import IoLoop
+from transfer.jobs import PageCopy, Peer
+from transfer.landing import CopyStopped, Landing, LandingError
+from transfer.memory import PeerMemory, host_id
+from transfer.spans import blocks, coalesce
+from transfer.transport import TransferTimings
+from transfer.wire import Want
+
+logger = logging.getLogger(__name__)
+
+_VERIFIED_BLOCK_BYTES = 512 << 10
+_PLAIN_BLOCK_BYTES = 4 << 20
+
+
+class _State(enum.Enum):
+    CONNECTING = enum.auto()
+    MAPPED = enum.auto()
+    LOST = enum.auto()
+    DETACHED = enum.auto()
+
+
+_LEGAL = {
+    _State.CONNECTING: {_State.MAPPED, _State.LOST, _State.DETACHED},
+    _State.MAPPED: {_State.DETACHED},
+    _State.LOST: {_State.CONNECTING, _State.DETACHED},
+    _State.DETACHED: set[_State](),
+}
+
+
+@dataclass(kw_only=True, eq=False)
+class _Mapped:
+    """A peer as this transport knows it. Guarded by the transport's lock; `handshake` belongs to the loop."""
+
+    peer: Peer
+    state: _State = _State.CONNECTING
+    waiting: list[PageCopy] = field(default_factory=list)
+    running: int = 0
+    memory: PeerMemory | None = None
+    source: npt.NDArray[np.uint8] | None = None
+    handshake: ClientHandshake | None = None
+    retry_at: float = 0.0
+    error: str = ""
+
+    def move_to(self, state: _State) -> None:
+        assert state in _LEGAL[self.state], f"a mapping cannot go from {self.state} to {state}"
+        self.state = state
+
+
+class ShmTransport:
+    """Implements `transport.Transport` for peers with our host id."""
+
+    name = "shm"
+
+    def __init__(
+        self,
+        loop: IoLoop,
+        landing: Landing,
+        *,
+        secret: bytes,
+        num_threads: int,
+        clock: Callable[[], float],
+        timings: TransferTimings,
+    ) -> None:
+        self._loop = loop
+        self._landing = landing
+        self._secret = secret
+        self._clock = clock
+        self._timings = timings
+        self._host_id = host_id()
+        self._peers: dict[Peer, _Mapped] = {}
+        self._lock = threading.Lock()  # guards the peers; taken before the crew's own
+        self._crew = CopyCrew(num_threads=num_threads, work=self._work)
+
+    def reaches(self, ticket: RegionTicket) -> bool:
+        return bool(ticket.shm_socket) and ticket.host_id == self._host_id
+
+    def attach(self, peer: Peer) -> None:
+        with self._lock:
+            entry = self._peers[peer] = _Mapped(peer=peer)
+        self._loop.call_soon(lambda: self._connect(entry))
+
+    def start(self, copy: PageCopy) -> None:
+        error = ""
+        with self._lock:
+            entry = self._peers.get(copy.peer)
+            if copy.stop_requested or entry is None:
+                error = "stopped"
+            elif entry.state is _State.MAPPED:
+                self._crew.push(copy)
+            elif entry.state is _State.LOST and self._clock() < entry.retry_at:
+                error = entry.error
+            else:
+                entry.waiting.append(copy)
+                if entry.state is _State.LOST:
+                    entry.move_to(_State.CONNECTING)
+                    self._loop.call_soon(lambda: self._connect(entry))
+        if error:
+            self._end_soon(copy, error)
+
+    def stop(self, copy: PageCopy) -> None:
+        copy.stop_requested = True
+        with self._lock:
+            entry = self._peers.get(copy.peer)
+            if entry is not None and copy in entry.waiting:
+                entry.waiting.remove(copy)
+            elif not self._crew.remove(copy):
+                return  # running, and about to see the flag; or ended; or not started yet
+        self._end_soon(copy, "stopped")
+
+    def detach(self, peer: Peer) -> None:
+        with self._lock:
+            entry = self._peers.pop(peer, None)
+            if entry is None:
+                return
+            entry.move_to(_State.DETACHED)
+            orphans, entry.waiting = entry.waiting, []
+            memory = self._take_unused(entry)
+        for copy in orphans:
+            self._end_soon(copy, "detached")
+        if memory is not None:
+            memory.close()
+        self._loop.call_soon(lambda: self._abandon(entry))
+
+    def close(self, *, timeout_s: float) -> None:
+        self._crew.close(timeout_s=timeout_s)
+        for peer in list(self._peers):
+            self.detach(peer)
+
+    # ---- the peer's memory, in the loop's thread ----------------------------------------------------------
+
+    def _connect(self, entry: _Mapped) -> None:
+        if entry.state is not _State.CONNECTING:
+            return
+        entry.handshake = ClientHandshake(
+            self._loop,
+            unix_address(entry.peer.ticket.shm_socket),
+            want=Want.MEMORY,
+            boot=entry.peer.address.boot,
+            secret=self._secret,
+            clock=self._clock,
+            timeout_s=self._timings.handshake_s,
+            on_ready=lambda established: self._established(entry, established),
+            on_failed=lambda why: self._lost(entry, why),
+        )
+        entry.handshake.start()
+
+    def _abandon(self, entry: _Mapped) -> None:
+        if entry.handshake is not None:
+            entry.handshake.abandon()
+            entry.handshake = None
+
+    def _established(self, entry: _Mapped, established: Established) -> None:
+        entry.handshake = None
+        established.sock.close()
+        ticket, welcome = entry.peer.ticket, established.welcome
+        try:
+            memory = PeerMemory(established.fds[0], nbytes=ticket.num_pages * ticket.page_bytes)
+        except ValueError as error:
+            self._lost(entry, str(error))
+            return
+        if (welcome.num_pages, welcome.page_bytes) != (ticket.num_pages, ticket.page_bytes):
+            memory.close()
+            self._lost(entry, f"the peer serves {welcome}, its ticket says {ticket}")
+            return
+        with self._lock:
+            if entry.state is _State.CONNECTING:
+                entry.move_to(_State.MAPPED)
+                entry.memory, entry.source = memory, np.frombuffer(memory.view, dtype=np.uint8)
+                for copy in entry.waiting:
+                    self._crew.push(copy)
+                entry.waiting = []
+                return
+        memory.close()  # detached meanwhile
+
+    def _lost(self, entry: _Mapped, why: str) -> None:
+        with self._lock:
+            entry.handshake = None
+            if entry.state is not _State.CONNECTING:
+                return
+            entry.move_to(_State.LOST)
+            entry.error = f"the peer's memory cannot be had: {why}"
+            entry.retry_at = self._clock() + self._timings.retry_s
+            orphans, entry.waiting = entry.waiting, []
+        for copy in orphans:
+            copy.on_ended(copy, entry.error)
+
+    # ---- copying, in the crew's threads -------------------------------------------------------------------
+
+    def _work(self, copy: PageCopy) -> None:
+        with self._lock:
+            entry = self._peers.get(copy.peer)
+            source = None if entry is None else entry.source
+            if entry is not None:
+                entry.running += 1
+        if entry is None or source is None:
+            copy.on_ended(copy, "detached")
+            return
+        error: str | None = None
+        yielded = False
+        try:
+            yielded = self._copy(copy, source)
+        except (CopyStopped, InjectedFault, LandingError) as failure:
+            error = str(failure)
+        except Exception as failure:  # a bug; the job must be answered all the same, and the thread live on
+            logger.exception("copying pages failed")
+            error = f"copying pages failed: {failure!r}"
+        del source  # or the memory could not be unmapped
+        self._worked(copy, entry, error, yielded=yielded)
+
+    def _copy(self, copy: PageCopy, source: npt.NDArray[np.uint8]) -> bool:
+        """Copy what is left of `copy`; True when it gave way to a shorter one before its end."""
+        landing, size, job = self._landing, copy.page_bytes, copy.job
+        if copy.started_at is None:
+            copy.started_at = self._clock()
+        block_bytes = _VERIFIED_BLOCK_BYTES if any(job.checksums) else _PLAIN_BLOCK_BYTES
+        left = coalesce(job.source_pages[copy.done_pages :], job.target_pages[copy.done_pages :])
+        target = landing.bytes
+        for block in blocks(left, max_pages=max(1, block_bytes // size)):
+            if copy.stop_requested:
+                raise CopyStopped("stopped")
+            if self._crew.should_yield(copy):
+                return True
+            landing.before(copy, self.name)
+            for span in block:
+                start, end = span.target * size, (span.target + span.length) * size
+                target[start:end] = source[span.source * size : (span.source + span.length) * size]
+            landing.landed(copy, self.name, sum(span.length for span in block))
+        return False
+
+    def _worked(self, copy: PageCopy, entry: _Mapped, error: str | None, *, yielded: bool) -> None:
+        with self._lock:
+            entry.running -= 1
+            if yielded and entry.state is _State.MAPPED and not copy.stop_requested:
+                self._crew.push(copy)
+                return
+            memory = self._take_unused(entry)
+        copy.on_ended(copy, "stopped" if yielded else error)
+        if memory is not None:
+            memory.close()
+
+    def _take_unused(self, entry: _Mapped) -> PeerMemory | None:
+        """The memory of a detached peer that no copy reads any more, to be closed outside the lock."""
+        if entry.state is not _State.DETACHED or entry.running:
+            return None
+        memory, entry.memory, entry.source = entry.memory, None, None
+        return memory
+
+    def _end_soon(self, copy: PageCopy, error: str) -> None:
+        self._loop.call_soon(lambda: copy.on_ended(copy, error))

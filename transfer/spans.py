@@ -1,0 +1,59 @@
+"""From page lists to spans: the fewest contiguous pieces in which pages move.
+
+A span is a run of pages that is contiguous at the source *and* at the target, so that it moves in one piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Span(NamedTuple):
+    """Pages `source .. source + length` of the peer go to our pages `target .. target + length`."""
+
+    source: int
+    target: int
+    length: int
+
+
+def coalesce(source_pages: Sequence[int], target_pages: Sequence[int]) -> list[Span]:
+    """The spans that move `source_pages[i]` to `target_pages[i]` for every i, in that order."""
+    count = len(source_pages)
+    if count == 0:
+        return []
+    source, target = np.asarray(source_pages, dtype=np.int64), np.asarray(target_pages, dtype=np.int64)
+    breaks = np.flatnonzero((np.diff(source) != 1) | (np.diff(target) != 1)) + 1
+    starts = np.concatenate(([0], breaks))
+    counts = np.diff(np.concatenate((starts, [count])))
+    return [Span(*row) for row in zip(source[starts].tolist(), target[starts].tolist(), counts.tolist(), strict=True)]
+
+
+def runs(pages: Sequence[int]) -> list[tuple[int, int]]:
+    """`(first page, count)` of each run of adjacent pages, in order."""
+    return [(span.source, span.length) for span in coalesce(pages, pages)]
+
+
+def blocks(spans: Sequence[Span], *, max_pages: int) -> Iterator[list[Span]]:
+    """Split `spans` into lists of at most `max_pages` pages each, cutting spans where needed, in order."""
+    block: list[Span] = []
+    room = max_pages
+    for source, target, count in spans:
+        while count:
+            taken = min(count, room)
+            block.append(Span(source, target, taken))
+            source, target, count, room = source + taken, target + taken, count - taken, room - taken
+            if room == 0:
+                yield block
+                block, room = [], max_pages
+    if block:
+        yield block
+
+
+def check_pages(pages: Sequence[int], *, num_pages: int, whose: str) -> str | None:
+    """What is wrong with `pages` as indices into a pool of `num_pages` pages, or None."""
+    if pages and not (min(pages) >= 0 and max(pages) < num_pages):
+        return f"pages {min(pages)} to {max(pages)} are not all in {whose} pool of {num_pages} pages"
+    return None

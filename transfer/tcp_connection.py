@@ -1,0 +1,234 @@
+"""One connection to a peer's page server: a handshake, then one copy after the other. Runs on the fetcher's `IoLoop`.
+
+States: HANDSHAKE -> IDLE -> REPLY (asked, waits for the header) -> PAYLOAD -> IDLE ..., and CLOSED from anywhere. The
+payload is received straight into the target pages and verified as they complete, while they are still in the cache. The
+only way to end a copy early is to close the connection: what is still on its way then lands nowhere.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+from collections.abc import Callable
+
+from transfer.client_handshake import ClientHandshake, Established
+from transfer.cursor import RangeCursor
+from transfer.faults import InjectedFault
+from transfer.io_loop import READ, WRITE, IoLoop
+from transfer.jobs import PageCopy, Peer
+from transfer.landing import Landing, LandingError
+from transfer.spans import coalesce, runs
+from transfer.transport import TransferTimings
+from transfer.wire import (
+    REPLY_BYTES,
+    Status,
+    Want,
+    WireError,
+    decode_reply,
+    encode_request,
+)
+
+_RECEIVE_BYTES = 1 << 20
+"""Per call, so that what landed is verified from the cache."""
+_TURN_BYTES = 4 << 20
+"""Then the other connections have their turn."""
+
+
+class ConnectionState(enum.Enum):
+    HANDSHAKE = enum.auto()
+    IDLE = enum.auto()
+    REPLY = enum.auto()
+    PAYLOAD = enum.auto()
+    CLOSED = enum.auto()
+
+
+_LEGAL = {
+    ConnectionState.HANDSHAKE: {ConnectionState.IDLE, ConnectionState.CLOSED},
+    ConnectionState.IDLE: {ConnectionState.REPLY, ConnectionState.CLOSED},
+    ConnectionState.REPLY: {ConnectionState.PAYLOAD, ConnectionState.IDLE, ConnectionState.CLOSED},
+    ConnectionState.PAYLOAD: {ConnectionState.IDLE, ConnectionState.CLOSED},
+    ConnectionState.CLOSED: set[ConnectionState](),
+}
+
+
+class PageConnection:
+    """Begins to connect at once. Each state it reaches is told by `on_change`; loop thread only.
+
+    A copy that ends, well or not, is told by `on_copy_ended` before the state that follows it is.
+    """
+
+    def __init__(
+        self,
+        loop: IoLoop,
+        landing: Landing,
+        peer: Peer,
+        *,
+        transport: str,
+        secret: bytes,
+        clock: Callable[[], float],
+        timings: TransferTimings,
+        on_change: Callable[[PageConnection], None],
+        on_copy_ended: Callable[[PageConnection, PageCopy, str | None], None],
+    ) -> None:
+        self.state = ConnectionState.HANDSHAKE
+        self.error = ""
+        """Why it is closed."""
+        self.copy: PageCopy | None = None
+        """The copy that it is busy with."""
+        self.copies = 0
+        """Copies begun on it."""
+        self._loop = loop
+        self._landing = landing
+        self._peer = peer
+        self._transport = transport
+        self._clock = clock
+        self._on_change = on_change
+        self._on_copy_ended = on_copy_ended
+        self._sock: socket.socket | None = None
+        self._key = b""
+        self._unsent = memoryview(b"")
+        self._received = bytearray()
+        self._payload = RangeCursor(landing.view, ())
+        self._handshake = ClientHandshake(
+            loop,
+            (peer.ticket.tcp_host, peer.ticket.tcp_port),
+            want=Want.PAGES,
+            boot=peer.address.boot,
+            secret=secret,
+            clock=clock,
+            timeout_s=timings.handshake_s,
+            on_ready=self._ready,
+            on_failed=self.close,
+        )
+        loop.call_soon(self._begin)
+
+    def run(self, copy: PageCopy) -> None:
+        """Begin `copy`; only while IDLE."""
+        assert self._sock is not None
+        self.copy = copy
+        self.copies += 1
+        copy.started_at = self._clock()
+        self._move_to(ConnectionState.REPLY)
+        request = encode_request(
+            self._key,
+            boot=self._peer.address.boot,
+            job=self.copies,
+            runs=runs(copy.job.source_pages),
+            page_bytes=copy.page_bytes,
+        )
+        self._unsent = memoryview(request)
+        self._loop.watch(self._sock, READ | WRITE, self._ready_for_io)
+        self._ready_for_io()
+
+    def close(self, why: str) -> None:
+        """End it, and the copy that it is busy with, if that has not happened yet."""
+        if self.state is ConnectionState.CLOSED:
+            return
+        self.error = why
+        self._move_to(ConnectionState.CLOSED)
+        self._handshake.abandon()
+        if self._sock is not None:
+            self._loop.forget(self._sock)
+            self._sock.close()
+            self._sock = None
+        self._end_copy(why)
+        self._on_change(self)
+
+    # ---- inner workings -----------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if self.state is ConnectionState.HANDSHAKE:
+            self._handshake.start()
+
+    def _ready(self, established: Established) -> None:
+        self._sock, self._key = established.sock, established.key
+        welcome, ticket = established.welcome, self._peer.ticket
+        if (welcome.num_pages, welcome.page_bytes) != (ticket.num_pages, ticket.page_bytes):
+            self.close(f"the peer serves {welcome}, its ticket says {ticket}")
+            return
+        self._become_idle()
+
+    def _become_idle(self) -> None:
+        assert self._sock is not None
+        self._move_to(ConnectionState.IDLE)
+        self._loop.watch(self._sock, READ, self._ready_for_io)
+        self._on_change(self)
+
+    def _ready_for_io(self) -> None:
+        try:
+            if self._unsent:
+                self._send()
+            if self.state is ConnectionState.PAYLOAD:
+                self._receive_payload()
+            else:
+                self._receive_reply()
+        except (BlockingIOError, InterruptedError):
+            return
+        except (OSError, WireError, LandingError, InjectedFault) as error:
+            self.close(str(error))
+
+    def _send(self) -> None:
+        assert self._sock is not None
+        try:
+            self._unsent = self._unsent[self._sock.send(self._unsent, socket.MSG_NOSIGNAL) :]
+        except (BlockingIOError, InterruptedError):
+            return
+        if not self._unsent:
+            self._loop.watch(self._sock, READ, self._ready_for_io)
+
+    def _receive_reply(self) -> None:
+        assert self._sock is not None
+        data = self._sock.recv(REPLY_BYTES - len(self._received))
+        if not data:
+            raise WireError("the peer closed the connection")
+        if self.copy is None:
+            raise WireError("the peer sent bytes that nobody asked for")
+        self._received += data
+        if len(self._received) < REPLY_BYTES:
+            return
+        reply = decode_reply(self._key, bytes(self._received))
+        self._received.clear()
+        copy = self.copy
+        if reply.job != self.copies or reply.boot != self._peer.address.boot:
+            raise WireError(f"a reply to request {reply.job} of boot {reply.boot}, not to this one")
+        if reply.status is not Status.OK:
+            self._end_copy(f"the peer refuses: {reply.status.name}")
+            self._become_idle()
+            return
+        if (reply.num_pages, reply.byte_length) != (copy.num_pages, copy.total_bytes):
+            raise WireError(f"the peer wants to send {reply.byte_length} bytes instead of {copy.total_bytes}")
+        size = copy.page_bytes
+        targets = coalesce(range(copy.num_pages), copy.job.target_pages)
+        self._payload = RangeCursor(self._landing.view, [(span.target * size, span.length * size) for span in targets])
+        self._move_to(ConnectionState.PAYLOAD)
+        self._receive_payload()
+
+    def _receive_payload(self) -> None:
+        assert self._sock is not None
+        assert self.copy is not None
+        copy, size, payload = self.copy, self.copy.page_bytes, self._payload
+        budget = _TURN_BYTES
+        while payload.left:
+            if budget <= 0:
+                return
+            self._landing.before(copy, self._transport)
+            count = self._sock.recvmsg_into(payload.buffers(_RECEIVE_BYTES))[0]
+            if count == 0:
+                raise WireError("the peer closed the connection in the middle of a page")
+            budget -= count
+            payload.advance(count)
+            complete = (copy.total_bytes - payload.left) // size - copy.done_pages
+            if complete:
+                self._landing.landed(copy, self._transport, complete)
+        self._end_copy(None)
+        self._become_idle()
+
+    def _end_copy(self, error: str | None) -> None:
+        copy, self.copy = self.copy, None
+        self._unsent = memoryview(b"")
+        if copy is not None:
+            self._on_copy_ended(self, copy, error)
+
+    def _move_to(self, state: ConnectionState) -> None:
+        assert state in _LEGAL[self.state], f"a page connection cannot go from {self.state} to {state}"
+        self.state = state

@@ -1,0 +1,63 @@
+"""What a transport is to the fetcher: something that can run one `PageCopy` at a time or many, and never blocks its
+caller.
+ Shared memory (`shm.py`) and our own TCP (`tcp.py`) are two; the fetcher knows neither. Every method may be called
+from any thread and returns at once; the work happens in the transport's own threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from protocol.handshake import RegionTicket
+from transfer.jobs import PageCopy, Peer
+
+AGEING_BYTES_PER_S = 256 << 20
+"""Short copies go first, but not for ever: a copy gets as far ahead of its turn as its size divided by this. So 16 MB
+wait at most for smaller ones that come within the next 60 ms, 1 GB for those of the next 4 s."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferTimings:
+    """Seconds."""
+
+    handshake_s: float = 3.0
+    """From the first byte of a connection until both sides have proved who they are."""
+    retry_s: float = 2.0
+    """After a peer's shared memory could not be had, until it is asked for again."""
+    stall_s: float = 60.0
+    """A server lets go of a receiver that takes no byte for this long."""
+    close_s: float = 10.0
+    """A closing server or fetcher waits this long for its threads."""
+
+
+class Transport(Protocol):
+    """The contract of `jobs.py` holds: exactly one `copy.on_ended` for each `start`, after the last write."""
+
+    @property
+    def name(self) -> str:
+        """As in configuration and in results."""
+
+    def reaches(self, ticket: RegionTicket) -> bool:
+        """Whether a peer with this ticket can be reached at all."""
+
+    def attach(self, peer: Peer) -> None:
+        """Begin what first contact needs, so that the first copy need not wait for it."""
+
+    def start(self, copy: PageCopy) -> None:
+        """Run `copy` when its turn comes."""
+
+    def stop(self, copy: PageCopy) -> None:
+        """End `copy` soon, whatever its peer does. May come before `start`, or after the end."""
+
+    def detach(self, peer: Peer) -> None:
+        """Let go of everything held for `peer` once its copies, already asked to stop, have ended."""
+
+    def close(self, *, timeout_s: float) -> None:
+        """End threads and connections; no copy is running any more. Raises `TimeoutError` when a thread does not
+        end."""
+
+
+def turn(copy: PageCopy) -> float:
+    """Orders waiting copies: the lowest goes first."""
+    return copy.queued_at + (copy.total_bytes - copy.done_pages * copy.page_bytes) / AGEING_BYTES_PER_S
