@@ -1,0 +1,1 @@
+"""CPU kernels: C++ compiled once per machine (`native.py`), numba where there is no compiler (`jit.py`)."""

@@ -1,0 +1,70 @@
+// Divides a batch's attention into work items of about equal cost, once per step and for every layer.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "attention_types.h"
+#include "tile.h"
+
+namespace pd {
+
+// Rows (query tokens times heads of a group) that share one pass over the keys.
+constexpr int kBlockRows = 48;
+// Shorter ranges of keys than this are not split further: merging would cost more than it balances.
+constexpr int kMinSplitKeys = 4 * kTileKeys;
+// Work items of average cost for each thread: enough to even out, few enough to stay cheap.
+constexpr int kItemsPerThread = 4;
+// Packing a key costs about as much as this many rows of it.
+constexpr int kPackRows = 6;
+
+inline int64_t block_cost(int64_t rows, int64_t keys) { return (rows + kPackRows) * keys; }
+
+// Fills items, merges and their counts. Returns 0, or the capacity needed when the arrays are too small.
+inline int32_t plan(AttentionStep& step) {
+    const int group = step.num_heads / step.num_kv_heads;
+    const int block = step.block_tokens;
+    struct Block {
+        int32_t sequence, begin, count, keys;
+        int64_t cost;
+    };
+    std::vector<Block> blocks;
+    int64_t total = 0;
+    for (int32_t s = 0; s < step.num_seqs; ++s) {
+        const int32_t first = step.query_start[s], end = step.query_start[s + 1];
+        const int32_t before = step.kv_lens[s] - (end - first);
+        for (int32_t begin = first; begin < end; begin += block) {
+            const int32_t count = std::min(block, end - begin);
+            const int32_t keys = before + (begin - first) + count;
+            blocks.push_back({s, begin, count, keys, block_cost(count * group, keys)});
+            total += blocks.back().cost;
+        }
+    }
+    // Long blocks first, so that the short ones fill the threads' last gaps.
+    std::stable_sort(blocks.begin(), blocks.end(), [](const Block& a, const Block& b) { return a.cost > b.cost; });
+    const int64_t share = std::max<int64_t>(1, total * step.num_kv_heads / (step.num_threads * kItemsPerThread));
+    int32_t items = 0, merges = 0, partials = 0;
+    for (const Block& b : blocks) {
+        const int64_t most = std::max(1, b.keys / kMinSplitKeys);
+        const int64_t wanted = step.num_threads == 1 ? 1 : (b.cost + share - 1) / share;
+        const int32_t splits = static_cast<int32_t>(std::min(most, wanted));
+        if (items + splits > step.item_capacity) {
+            items += splits;  // only counted from here on
+            continue;
+        }
+        const int32_t tiles = (b.keys + kTileKeys - 1) / kTileKeys;
+        if (splits > 1) step.merges[merges++] = {b.begin, b.count, partials, splits};
+        for (int32_t i = 0; i < splits; ++i) {
+            const int32_t from = tiles * i / splits * kTileKeys;
+            const int32_t to = std::min(b.keys, tiles * (i + 1) / splits * kTileKeys);
+            step.items[items++] = {b.sequence, b.begin, b.count, from, to, splits > 1 ? partials++ : -1};
+        }
+    }
+    if (items > step.item_capacity) return items;
+    step.num_items = items;
+    step.num_merges = merges;
+    step.num_partials = partials;
+    return 0;
+}
+
+}  // namespace pd

@@ -1,0 +1,90 @@
+"""The C++ kernels through ctypes, which lets other Python threads run while a kernel computes.
+
+`AttentionStep` mirrors csrc/attention_types.h field by field; loading compares its size with the library's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+
+from engine.kernels.build import KernelBuildError
+
+_DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+_I32, _I64, _F32, _PTR = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+
+
+def dtype_code(dtype: torch.dtype) -> int:
+    """The kernels' number of a type. Raises ValueError for one they do not have."""
+    if dtype not in _DTYPE_CODES:
+        raise ValueError(f"the CPU kernels compute in {', '.join(map(str, _DTYPE_CODES))}, not in {dtype}")
+    return _DTYPE_CODES[dtype]
+
+
+class AttentionStep(ctypes.Structure):
+    """pd::AttentionStep; what each field means is written there."""
+
+    _fields_ = (
+        ("dtype", _I32),
+        ("num_threads", _I32),
+        ("num_heads", _I32),
+        ("num_kv_heads", _I32),
+        ("head_dim", _I32),
+        ("page_size", _I32),
+        ("page_stride", _I64),
+        ("scale", _F32),
+        ("norm_eps", _F32),
+        ("rope", _PTR),
+        ("num_tokens", _I32),
+        ("num_seqs", _I32),
+        ("max_pages", _I32),
+        ("num_items", _I32),
+        ("num_merges", _I32),
+        ("num_partials", _I32),
+        ("positions", _PTR),
+        ("slots", _PTR),
+        ("query_start", _PTR),
+        ("kv_lens", _PTR),
+        ("page_table", _PTR),
+        ("items", _PTR),
+        ("merges", _PTR),
+        ("item_capacity", _I32),
+        ("block_tokens", _I32),
+        ("partials", _PTR),
+        ("scratch", _PTR),
+    )
+
+
+class Library:
+    """The loaded functions with their argument types. Raises `KernelBuildError` when it does not fit this code."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            handle = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise KernelBuildError(f"{path} cannot be loaded: {error}") from error
+        self.add_rms_norm = handle.pd_add_rms_norm
+        self.add_rms_norm.argtypes = (_I32, _PTR, _PTR, _PTR, _PTR, _I64, _I64, _F32, _I32)
+        self.add_rms_norm.restype = None
+        self.silu_mul = handle.pd_silu_mul
+        self.silu_mul.argtypes = (_I32, _PTR, _PTR, _I64, _I64, _I32)
+        self.silu_mul.restype = None
+        self.block_tokens = handle.pd_block_tokens
+        self.block_tokens.argtypes = (_I32,)
+        self.block_tokens.restype = _I32
+        self.scratch_bytes = handle.pd_scratch_bytes
+        self.scratch_bytes.argtypes = (_I32, _I32, _I32)
+        self.scratch_bytes.restype = _I64
+        self.plan = handle.pd_plan
+        self.plan.argtypes = (_PTR,)
+        self.plan.restype = _I32
+        self.attend = handle.pd_attend
+        self.attend.argtypes = (_PTR, _PTR, _PTR, _PTR, _PTR, _PTR)
+        self.attend.restype = None
+        handle.pd_step_bytes.restype = _I64
+        theirs, ours = handle.pd_step_bytes(), ctypes.sizeof(AttentionStep)
+        if theirs != ours:
+            raise KernelBuildError(f"{path} has an AttentionStep of {theirs} bytes, this code one of {ours}")
