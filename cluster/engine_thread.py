@@ -1,0 +1,260 @@
+"""The engine thread of a replica: the only thread that touches requests, pages and the device.
+
+Lifecycle: `start` runs a loop of drain the inbox, let the halves act, step the engine, hand everything to be sent to
+the event loop in one call. Others leave events in the inbox (`post`) or ask for a function to be run there (`call`).
+`stop` ends the loop after the event in hand.
+
+When there is nothing to do the thread sleeps until an event comes, the halves' next deadline, or the next idle report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cluster.worker_state import StateReporter
+from decode.half import DecodeHalf
+from engine.engine import Engine
+from engine.outputs import StepOutput
+from prefill.half import PrefillHalf
+from protocol.codec import AnyMessage
+from protocol.handshake import LinkRole
+from protocol.rooms import (
+    Abort,
+    Closed,
+    Delivered,
+    Join,
+    Message,
+    OpenPrefill,
+    Reservation,
+    StepFrame,
+    TokenEvent,
+)
+from transfer.fetcher import FetchResult
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class LinkUp:
+    """A router or a decode replica has connected."""
+
+    link_id: str
+    role: LinkRole
+
+
+@dataclass(frozen=True)
+class LinkLost:
+    link_id: str
+
+
+@dataclass(frozen=True)
+class Received:
+    link_id: str
+    message: AnyMessage
+
+
+@dataclass(frozen=True)
+class _Call:
+    run: Callable[[], None]
+
+
+Event = LinkUp | LinkLost | Received | FetchResult | _Call
+Outgoing = list[tuple[str, Message]]
+
+
+class Outbox:
+    """Gathers what the halves send during one pass: messages in order, and one step frame per router."""
+
+    def __init__(self) -> None:
+        self._messages: Outgoing = []
+        self._tokens: dict[str, list[TokenEvent]] = defaultdict(list)
+
+    def send(self, link_id: str, message: Message) -> None:
+        self._messages.append((link_id, message))
+
+    def emit(self, link_id: str, event: TokenEvent) -> None:
+        self._tokens[link_id].append(event)
+
+    def take(self, engine: Engine, *, report_to: frozenset[str] = frozenset()) -> Outgoing:
+        """Everything gathered, tokens first: a client waits for them. Routers in `report_to` get a frame anyway."""
+        if not (self._messages or self._tokens or report_to):
+            return []
+        outgoing: Outgoing = []
+        if self._tokens or report_to:
+            load = engine.load()
+            for link_id in self._tokens.keys() | report_to:
+                outgoing.append((link_id, StepFrame(self._tokens.get(link_id, []), load)))
+        outgoing += self._messages
+        self._messages = []
+        self._tokens.clear()
+        return outgoing
+
+
+class EngineThread:
+    """Runs one engine and the two halves over it.
+
+    `deliver` is called on `loop` with the messages of each pass. An error that is nobody's request ends the thread and
+    is kept in `crash`; the replica's health check then has it replaced.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        outbox: Outbox,
+        prefill: PrefillHalf,
+        decode: DecodeHalf,
+        inbox: queue.SimpleQueue[Event],
+        loop: asyncio.AbstractEventLoop,
+        deliver: Callable[[Outgoing], None],
+        reporter: StateReporter,
+        idle_report_s: float = 0.5,
+    ) -> None:
+        self._engine = engine
+        self._outbox = outbox
+        self._prefill = prefill
+        self._decode = decode
+        self._inbox = inbox
+        self._loop = loop
+        self._deliver = deliver
+        self._reporter = reporter
+        self._idle_report_s = idle_report_s
+        self._routers: set[str] = set()
+        self._decode_peers: set[str] = set()
+        self._stopping = threading.Event()
+        self._beat = time.monotonic()
+        self._reported_at = 0.0
+        self.crash: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """End the loop and wait for it; a step in progress is finished first."""
+        self._stopping.set()
+        self._inbox.put(_Call(lambda: None))
+        self._thread.join(timeout_s)
+
+    @property
+    def seconds_since_beat(self) -> float:
+        """How long the current pass has been running (or sleeping): grows without bound only when it hangs."""
+        return time.monotonic() - self._beat
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def post(self, event: Event) -> None:
+        """Leave an event for the engine thread; never blocks."""
+        self._inbox.put(event)
+
+    def call(self, function: Callable[[], _T]) -> Future[_T]:
+        """Run `function` on the engine thread between two steps; the future has its result."""
+        future: Future[_T] = Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except BaseException as error:
+                    future.set_exception(error)
+
+        self._inbox.put(_Call(run))
+        return future
+
+    # ---- on the engine thread ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self._pass()
+        except BaseException as error:
+            log.exception("the engine thread died")
+            self.crash = error
+
+    def _pass(self) -> None:
+        self._beat = time.monotonic()
+        for event in self._wait_for_events():
+            self._handle(event)
+        self._prefill.tick()
+        self._decode.tick()
+        if self._engine.has_work():
+            output: StepOutput = self._engine.step()
+            self._decode.after_step(output)
+            self._prefill.after_step(output)
+        self._flush()
+
+    def _wait_for_events(self) -> list[Event]:
+        events: list[Event] = []
+        if not self._engine.has_work():
+            try:
+                events.append(self._inbox.get(timeout=self._patience()))
+            except queue.Empty:
+                return events
+        while True:
+            try:
+                events.append(self._inbox.get_nowait())
+            except queue.Empty:
+                return events
+
+    def _patience(self) -> float:
+        """Seconds to sleep when there is no work."""
+        now = time.monotonic()
+        wake_at = now + self._idle_report_s
+        for deadline in (self._prefill.next_deadline(), self._decode.next_deadline()):
+            if deadline is not None:
+                wake_at = min(wake_at, deadline)
+        return max(0.0, wake_at - now)
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Received(link_id, message):
+                self._receive(link_id, message)
+            case FetchResult():
+                self._decode.fetched(event)
+            case LinkUp(link_id, role):
+                (self._routers if role is LinkRole.ROUTER else self._decode_peers).add(link_id)
+            case LinkLost(link_id):
+                self._routers.discard(link_id)
+                self._decode_peers.discard(link_id)
+                self._prefill.link_lost(link_id)
+                self._decode.link_lost(link_id)
+            case _Call(run):
+                run()
+
+    def _receive(self, link_id: str, message: AnyMessage) -> None:
+        if isinstance(message, OpenPrefill | Join | Reservation | Delivered):
+            self._prefill.handle(link_id, message)
+        elif isinstance(message, Abort | Closed) and self._concerns_prefill(link_id, message):
+            self._prefill.handle(link_id, message)
+        else:
+            self._decode.handle(link_id, message)
+
+    def _concerns_prefill(self, link_id: str, message: Abort | Closed) -> bool:
+        """A decode peer speaks to our prefill half; a router to whichever half has the room."""
+        if link_id in self._decode_peers:
+            return True
+        return link_id in self._routers and message.room in self._prefill.rooms
+
+    def _flush(self) -> None:
+        now = time.monotonic()
+        report_to: frozenset[str] = frozenset()
+        if now - self._reported_at >= self._idle_report_s:
+            self._reported_at = now
+            self._reporter.publish(self._engine, self._prefill, self._decode)
+            report_to = frozenset(self._routers)
+        outgoing = self._outbox.take(self._engine, report_to=report_to)
+        if outgoing:
+            self._loop.call_soon_threadsafe(self._deliver, outgoing)

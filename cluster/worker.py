@@ -1,0 +1,232 @@
+"""One replica: model, KV pool, engine thread, page server and fetcher, links. No Ray here; `replica.py` wraps it.
+
+Lifecycle: the constructor loads the model and makes the pool (seconds, blocking); `start` opens the ports and starts
+the engine thread; `drain` refuses new rooms and waits for the open ones; `stop` ends everything it started.
+
+Every replica carries both halves. Its role only says which pool routers count it to: any replica can serve a whole
+request when the other pool is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from cluster.engine_thread import EngineThread, Event, Outbox
+from cluster.peer_links import PeerLinks
+from cluster.worker_state import StateReporter
+from decode.half import DecodeHalf
+from engine.audit import AuditReport
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.kv_spec import KVPool
+from engine.model.loader import load_model
+from engine.sampling import Sampler
+from engine.stopping import stop_texts
+from prefill.half import PrefillHalf
+from protocol.endpoints import Identity, LinkServer
+from protocol.handshake import LinkRole
+from protocol.membership import Member, ReplicaRole
+from text.tokenizer import Tokenizer
+from transfer.checksum import page_checksums
+from transfer.fetcher import PageFetcher
+from transfer.memory import SharedMemory
+from transfer.server import PageServer
+
+log = logging.getLogger(__name__)
+
+
+class WorkerUnhealthy(RuntimeError):
+    """The engine thread has died or hangs; only a new process helps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferOptions:
+    """How KV pages move between replicas."""
+
+    transport: Literal["auto", "shm", "tcp"] = "auto"
+    checksum: bool = True
+    num_threads: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig:
+    """What one replica is told; `cluster/replica.py` derives it from the user's configuration."""
+
+    replica_id: str
+    role: ReplicaRole
+    model_path: Path
+    engine: EngineConfig
+    secret: bytes
+    dtype: str = "auto"
+    device: str = "cpu"
+    num_threads: int = 1
+    bind_host: str = "127.0.0.1"
+    advertise_host: str = "127.0.0.1"
+    transfer: TransferOptions = field(default_factory=TransferOptions)
+
+
+class ReplicaWorker:
+    """Everything of one replica but Ray. Use it from one event loop."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self.config = config
+        self.boot = time.time_ns()
+        torch.set_num_threads(config.num_threads)
+        self._model = load_model(
+            config.model_path, dtype=config.dtype, device=config.device, num_threads=config.num_threads
+        )
+        self._spec = self._model.kv_spec(config.engine.page_size)
+        self._layout = self._spec.layout_fingerprint(self._model.config.model_id)
+        self._memory = SharedMemory(config.engine.num_pages * self._spec.page_bytes)
+        self._engine = Engine(
+            model=self._model,
+            pool=KVPool(spec=self._spec, num_pages=config.engine.num_pages, buffer=self._memory.view),
+            config=config.engine,
+            sampler=Sampler(device=config.device, num_threads=config.num_threads),
+            stop_texts=stop_texts(Tokenizer.load(config.model_path)),
+        )
+        self._draining = False
+
+    async def start(self) -> Member:
+        """Open the ports and start the engine thread; from now on routers can send rooms here."""
+        config = self.config
+        loop = asyncio.get_running_loop()
+        inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._pages = PageServer(
+            memory=self._memory,
+            page_bytes=self._spec.page_bytes,
+            num_pages=config.engine.num_pages,
+            layout=self._layout,
+            host=config.advertise_host,
+            boot=self.boot,
+            secret=config.secret,
+        )
+        self._fetcher = PageFetcher(
+            memory=self._memory,
+            page_bytes=self._spec.page_bytes,
+            layout=self._layout,
+            secret=config.secret,
+            num_threads=config.transfer.num_threads,
+            transport=config.transfer.transport,
+        )
+        self._links = PeerLinks(
+            secret=config.secret,
+            identity=Identity(role=LinkRole.REPLICA, peer_id=config.replica_id, boot=self.boot),
+            post=inbox.put,
+            attach=self._fetcher.attach,
+            detach=self._fetcher.detach,
+            loop=loop,
+        )
+        outbox = Outbox()
+        self.reporter = StateReporter()
+        self._prefill = PrefillHalf(
+            engine=self._engine,
+            checksums=self._checksums,
+            send=outbox.send,
+            emit=outbox.emit,
+            observe=self.reporter.observe,
+        )
+        self._decode = DecodeHalf(
+            engine=self._engine,
+            fetcher=self._fetcher,
+            on_fetched=inbox.put,
+            connect=self._links.connect,
+            send=outbox.send,
+            emit=outbox.emit,
+            observe=self.reporter.observe,
+        )
+        self._thread = EngineThread(
+            engine=self._engine,
+            outbox=outbox,
+            prefill=self._prefill,
+            decode=self._decode,
+            inbox=inbox,
+            loop=loop,
+            deliver=self._links.deliver,
+            reporter=self.reporter,
+        )
+        self._server = LinkServer(
+            secret=config.secret,
+            replica_id=config.replica_id,
+            boot=self.boot,
+            region=self._pages.ticket,
+            on_up=self._links.accepted,
+            on_message=self._links.received,
+            on_lost=self._links.lost,
+        )
+        await self._server.start(host=config.bind_host, advertise_host=config.advertise_host)
+        self._thread.start()
+        return self.member
+
+    @property
+    def member(self) -> Member:
+        """What the directory lists."""
+        return Member(
+            address=self._server.address,
+            role=self.config.role,
+            page_size=self.config.engine.page_size,
+            max_total_tokens=self.config.engine.max_total_tokens,
+            draining=self._draining,
+        )
+
+    def check(self, *, hang_timeout_s: float) -> None:
+        """Raises `WorkerUnhealthy` when the engine thread has died, or made no pass for `hang_timeout_s`."""
+        if not self._thread.is_alive:
+            raise WorkerUnhealthy(f"the engine thread of {self.config.replica_id} died: {self._thread.crash!r}")
+        silent = self._thread.seconds_since_beat
+        if silent > hang_timeout_s:
+            raise WorkerUnhealthy(
+                f"the engine thread of {self.config.replica_id} has been in one step for {silent:.0f} s, "
+                f"more than {hang_timeout_s:.0f} s"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """What the replica reported of itself last, at most half a second old: plain values, for people."""
+        return self.reporter.latest
+
+    async def audit(self) -> AuditReport:
+        """The books of the KV pool, counted between two steps."""
+        return await asyncio.wrap_future(self._thread.call(self._engine.audit))
+
+    async def drain(self, *, timeout_s: float) -> bool:
+        """Refuse new rooms and wait until the open ones are done; False when some are left at the end."""
+        self._draining = True
+        deadline = time.monotonic() + timeout_s
+        await asyncio.wrap_future(self._thread.call(self._start_draining))
+        while not await asyncio.wrap_future(self._thread.call(self._is_idle)):
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(0.05)
+        return True
+
+    async def stop(self) -> None:
+        """End the thread, the ports and the memory. Routers see their links end and open lost rooms elsewhere."""
+        self._server.close()
+        self._links.close()
+        await asyncio.to_thread(self._thread.stop)
+        await asyncio.to_thread(self._fetcher.close)
+        await asyncio.to_thread(self._pages.close)
+        self._memory.close()
+
+    # ---- inner workings ---------------------------------------------------------------------------------------
+
+    def _checksums(self, pages: Sequence[int]) -> list[int]:
+        if not self.config.transfer.checksum:
+            return [0] * len(pages)
+        return page_checksums(self._memory.view, self._spec.page_bytes, pages)
+
+    def _start_draining(self) -> None:
+        self._prefill.drain()
+        self._decode.drain()
+
+    def _is_idle(self) -> bool:
+        return self._prefill.idle and self._decode.idle
