@@ -42,8 +42,11 @@ class Tokenizer:
         self.eos_token_ids = _eos_ids(backend, eos_token, eos_token_ids)
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
-        self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = 1 + max(vocabulary.values(), default=-1)
         """One more than the largest token id."""
+        self.longest_token = max(map(len, vocabulary), default=1)
+        """Characters of the longest token: bounds the number of tokens in a text from below."""
         self.token_bytes = TokenBytes.for_decoder(json.loads(backend.to_str()).get("decoder"), backend.id_to_token)
         """Each token's bytes, or None when this tokenizer's tokens have no bytes of their own."""
 

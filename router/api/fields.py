@@ -1,0 +1,94 @@
+"""Reading a JSON body into a model, with refusals that name the field, its value and what to do.
+
+Models are strict (a string is no number) and closed: an unknown field is refused with the nearest known name, and a
+known one that cannot be honoured is refused by name rather than ignored. A field that is null counts as absent.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import msgspec
+import pydantic
+
+from router.errors import ApiError
+
+
+class ApiModel(pydantic.BaseModel):
+    """Base of all request models."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    unsupported: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    """Fields of the API that are refused, each with the values that ask for nothing."""
+
+
+Model = TypeVar("Model", bound=ApiModel)
+
+
+def decode_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in `body`; raises `ApiError` (400) when there is none."""
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
+    if not isinstance(value, dict):
+        raise ApiError(400, f"the body is {shown(value)}; send a JSON object", code="invalid_json")
+    return value
+
+
+def read_body(model: type[Model], body: bytes) -> Model:
+    """The request in `body`; raises `ApiError` (400) naming what is wrong with it."""
+    return read_object(model, decode_object(body))
+
+
+def read_object(model: type[Model], value: Mapping[str, Any], *, within: str = "") -> Model:
+    """As `read_body`, for an object already decoded; `within` is its path in the body."""
+    fields = {name: field for name, field in value.items() if field is not None}
+    for name in fields.keys() & model.unsupported.keys():
+        if fields.pop(name) not in model.unsupported[name]:
+            message = f"{within}{name} is not supported; leave it out"
+            raise ApiError(400, message, param=within + name, code="unsupported_parameter")
+    for name in fields.keys() - model.model_fields.keys():
+        raise _unknown(model, within, name)
+    try:
+        return model.model_validate(fields)
+    except pydantic.ValidationError as error:
+        raise _refusal(error, within) from error
+
+
+def invalid(param: str, message: str) -> ApiError:
+    """A 400 for one field whose value makes no sense."""
+    return ApiError(400, f"{param}: {message}", param=param, code="invalid_value")
+
+
+def _unknown(model: type[ApiModel], within: str, name: str) -> ApiError:
+    near = difflib.get_close_matches(name, model.model_fields, n=1)
+    remedy = f"did you mean {near[0]}?" if near else "leave it out"
+    message = f"{within}{name} is not a parameter of this API; {remedy}"
+    return ApiError(400, message, param=within + name, code="unknown_parameter")
+
+
+def _refusal(error: pydantic.ValidationError, within: str) -> ApiError:
+    first = error.errors(include_url=False)[0]
+    path = within
+    for part in first["loc"]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path and not path.endswith(".") else part
+    words = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return ApiError(400, f"{path} is missing; give it a value", param=path, code="missing_parameter")
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"{path} is not a parameter here; leave it out", param=path, code="unknown_parameter")
+    return ApiError(400, f"{path} is {shown(first['input'])}: {words}", param=path, code="invalid_value")
+
+
+def shown(value: object) -> str:
+    """A value as an error message quotes it: JSON, cut when long."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."

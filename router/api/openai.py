@@ -1,0 +1,112 @@
+"""What OpenAI's two generation endpoints share: fields beyond sampling, and the frame of a response."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from protocol.rooms import Job
+from protocol.sampling import SamplingParams
+from router.api.fields import ApiModel, invalid
+from router.api.prompts import ModelText
+from router.api.response import DONE, encode, event, usage
+from router.api.sampling import SamplingFields
+from router.work import SequenceOutput, Work
+
+
+class StreamOptions(ApiModel):
+    include_usage: bool = False
+
+
+class OpenAIFields(SamplingFields):
+    """Fields of both endpoints. Those that only describe the request to its owner change nothing here."""
+
+    model: str | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    min_tokens: int = Field(0, ge=0)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+
+    def make_work(
+        self, model: ModelText, kind: str, prompts: Sequence[list[int]], *, limits: Sequence[int], logprobs: int | None
+    ) -> Work:
+        """The work for `prompts`, each `n` times and of at most its limit of tokens."""
+        # One seed for all: sequences differ by their choice, and a seed given by the client names the whole response.
+        seed = secrets.randbits(63) if self.seed is None else self.seed
+        sampling = [
+            self.params(
+                max_tokens=limit,
+                min_tokens=self.min_tokens,
+                seed=seed,
+                logprobs=logprobs,
+                vocab_size=model.tokenizer.vocab_size,
+            )
+            for limit in limits
+        ]
+        return make_work(
+            model,
+            response_id=f"{kind}-{secrets.token_hex(16)}",
+            prompts=prompts,
+            sampling=sampling,
+            choices=self.n,
+            stream=self.stream,
+        )
+
+
+def make_work(
+    model: ModelText,
+    *,
+    response_id: str,
+    prompts: Sequence[list[int]],
+    sampling: Sequence[SamplingParams],
+    choices: int,
+    stream: bool,
+) -> Work:
+    """Prompts times choices; raises `ApiError` (400) for more sequences than one request may have."""
+    total, most = len(prompts) * choices, model.config.max_sequences_per_request
+    if total > most:
+        message = (
+            f"{choices} choices of {len(prompts)} prompts are {total} sequences, over the limit of {most} a request"
+        )
+        raise invalid("n", message)
+    jobs = [
+        Job(prompt=prompt, sampling=params, choice=choice)
+        for prompt, params in zip(prompts, sampling, strict=True)
+        for choice in range(choices)
+    ]
+    return Work(response_id=response_id, jobs=jobs, choices=choices, stream=stream)
+
+
+class OpenAIFrame:
+    """The parts of a response around its choices."""
+
+    def __init__(
+        self, work: Work, outputs: Sequence[SequenceOutput], *, kind: str, model: str, created: int, usage_event: bool
+    ) -> None:
+        self._work = work
+        self._outputs = outputs
+        self._usage_event = usage_event
+        self._head: dict[str, Any] = {"id": work.response_id, "object": kind, "created": created, "model": model}
+
+    def chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """A stream's chunk with one choice."""
+        chunk = {**self._head, "choices": [choice]}
+        if self._usage_event:
+            chunk["usage"] = None
+        return chunk
+
+    def closing(self) -> bytes:
+        """The usage, where it was asked for, and the end mark."""
+        if not self._usage_event:
+            return DONE
+        return event({**self._head, "choices": [], "usage": usage(self._work, self._outputs)}) + DONE
+
+    def whole(self, choices: list[dict[str, Any]]) -> bytes:
+        """The whole response, usage included."""
+        return encode({**self._head, "choices": choices, "usage": usage(self._work, self._outputs)})

@@ -1,0 +1,99 @@
+"""From a prompt as clients give it to token ids that fit the model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from router.api.fields import invalid, shown
+from router.config import RouterConfig
+from router.errors import ApiError
+from text.chat_template import ChatTemplate
+from text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelText:
+    """What the router knows of the served model: its name and limits, its tokenizer and its chat template."""
+
+    config: RouterConfig
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+
+    def check_name(self, model: str | None) -> None:
+        """Raises `ApiError` (404) for another model than the one served."""
+        if model is not None and model != self.config.model_name:
+            message = f"the model {model!r} does not exist here; this server has {self.config.model_name!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    async def encode(self, texts: Sequence[str], *, param: str, add_special_tokens: bool) -> list[list[int]]:
+        """Token ids of each prompt; long ones are tokenised in a thread.
+
+        Raises `ApiError` (400) for one that is empty, or longer than the context whatever its tokens are.
+        """
+        for text in texts:
+            if not text:
+                raise invalid(param, "the prompt is empty; give at least one character")
+            at_least = len(text) // self.tokenizer.longest_token
+            if at_least > self.config.context_length:
+                raise self._too_long(param, f"the prompt has at least {at_least} tokens; shorten it")
+
+        def encode_all() -> list[list[int]]:
+            return [self.tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts]
+
+        if sum(map(len, texts)) <= self.config.thread_characters:
+            return encode_all()
+        return await asyncio.to_thread(encode_all)
+
+    def check_ids(self, ids: Sequence[int], *, param: str) -> list[int]:
+        """Token ids that a client gave; raises `ApiError` (400) for none at all and for ids out of range."""
+        if not ids:
+            raise invalid(param, "the prompt is empty; give at least one token id")
+        for position, token in enumerate(ids):
+            if not 0 <= token < self.tokenizer.vocab_size:
+                below = self.tokenizer.vocab_size
+                raise invalid(
+                    param, f"{token} at position {position} is not a token id; this model's are below {below}"
+                )
+        return list(ids)
+
+    def output_room(self, prompt_tokens: int, wanted: int | None, *, param: str, limit_name: str, default: int) -> int:
+        """How many tokens may be generated: `wanted`, else `default` or what the context leaves, whichever is less.
+
+        Raises `ApiError` (400) naming both lengths when prompt and output do not fit the context.
+        """
+        left = self.config.context_length - prompt_tokens
+        if left < 1:
+            raise self._too_long(
+                param, f"the prompt has {prompt_tokens} tokens, which leaves none for the output; shorten it"
+            )
+        if wanted is None:
+            return min(default, left)
+        if wanted > left:
+            total = prompt_tokens + wanted
+            detail = f"the prompt has {prompt_tokens} tokens and {limit_name} asks for {wanted} more, {total} in all"
+            raise self._too_long(param, f"{detail}; shorten the prompt or lower {limit_name}")
+        return wanted
+
+    def _too_long(self, param: str, detail: str) -> ApiError:
+        message = f"this model's context length is {self.config.context_length} tokens, but {detail}"
+        return ApiError(400, message, param=param, code="context_length_exceeded")
+
+
+async def read_prompts(prompt: Any, model: ModelText, *, param: str) -> list[list[int]]:
+    """The token ids of each prompt in a text, a list of texts, token ids, or a list of token ids' lists."""
+    if isinstance(prompt, str):
+        return await model.encode([prompt], param=param, add_special_tokens=True)
+    if isinstance(prompt, list) and prompt:
+        if all(type(token) is int for token in prompt):
+            return [model.check_ids(prompt, param=param)]
+        if len(prompt) > model.config.max_sequences_per_request:
+            most = model.config.max_sequences_per_request
+            raise invalid(param, f"{len(prompt)} prompts are over the limit of {most} a request; send fewer at a time")
+        if all(isinstance(text, str) for text in prompt):
+            return await model.encode(prompt, param=param, add_special_tokens=True)
+        if all(isinstance(ids, list) and all(type(token) is int for token in ids) for ids in prompt):
+            return [model.check_ids(ids, param=f"{param}[{number}]") for number, ids in enumerate(prompt)]
+    raise invalid(param, f"{shown(prompt)} is no prompt; give a text, token ids, or a non-empty list of one of these")

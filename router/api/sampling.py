@@ -1,0 +1,87 @@
+"""Sampling fields that all APIs share, and how they become `SamplingParams`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import BeforeValidator, Field
+
+from protocol.sampling import SamplingParams
+from router.api.fields import ApiModel, invalid
+
+_MAX_STOPS = 32
+_MAX_STOP_CHARACTERS = 1024
+_MAX_BIASED = 1024
+_SEED_MASK = 2**63 - 1
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+StopStrings = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=_MAX_STOP_CHARACTERS)]],
+    BeforeValidator(_as_list),
+    Field(max_length=_MAX_STOPS),
+]
+
+
+class SamplingFields(ApiModel):
+    """How to choose tokens. Names and neutral values are those of OpenAI's API where it has them, else SGLang's."""
+
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1, le=2**31)
+    """0 and -1 keep every token."""
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0, le=2)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: dict[str, float] = Field(default_factory=dict, max_length=_MAX_BIASED)
+    """Token id (as JSON has no integer keys, in a string) to a bias in [-100, 100]."""
+    stop: StopStrings = Field(default_factory=list)
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, max_length=_MAX_BIASED)
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    n: int = Field(1, ge=1)
+
+    @pydantic.field_validator("logit_bias")
+    @classmethod
+    def _biases_are_bounded(cls, value: dict[str, float]) -> dict[str, float]:
+        for token, bias in value.items():
+            if not token.isdecimal():
+                raise ValueError(f"{token!r} is not a token id; use whole numbers in strings as keys")
+            if not -100 <= bias <= 100:
+                raise ValueError(f"the bias {bias} of token {token} is not between -100 and 100")
+        return value
+
+    def params(
+        self, *, max_tokens: int, min_tokens: int, seed: int, logprobs: int | None, vocab_size: int
+    ) -> SamplingParams:
+        """The engine's parameters; raises `ApiError` (400) for token ids the model does not have."""
+        if min_tokens > max_tokens:
+            raise invalid("min_tokens", f"{min_tokens} is more than max_tokens, which is {max_tokens}")
+        bias = {int(token): value for token, value in self.logit_bias.items()}
+        for name, tokens in (("logit_bias", bias), ("stop_token_ids", self.stop_token_ids)):
+            for token in tokens:
+                if token >= vocab_size:
+                    raise invalid(name, f"{token} is not a token id; this model's are below {vocab_size}")
+        return SamplingParams(
+            seed=seed & _SEED_MASK,
+            temperature=self.temperature,
+            top_k=max(0, self.top_k),
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=bias,
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            stop=tuple(self.stop),
+            stop_token_ids=tuple(self.stop_token_ids),
+            ignore_eos=self.ignore_eos,
+            skip_special_tokens=self.skip_special_tokens,
+            logprobs=logprobs,
+        )

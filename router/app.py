@@ -1,0 +1,101 @@
+"""The router as an ASGI application: routes, and the life of what stands behind them.
+
+`build_asgi` makes a Starlette application. It needs the running event loop only once it serves: `cluster/` then calls
+`app.state.members.update(...)` on that loop whenever the directory changes, and exports `app.state.metrics`. Shutdown
+(the lifespan's end) aborts what is open and closes the links.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from protocol.endpoints import Identity
+from protocol.handshake import LinkRole
+from router.admission import Admission
+from router.api.chat import parse_chat
+from router.api.completions import parse_completion
+from router.api.native import parse_generate
+from router.api.prompts import ModelText
+from router.config import RouterConfig
+from router.dispatcher import Dispatcher
+from router.endpoints import Generate, RouterCore
+from router.errors import ApiError
+from router.health import Health, HealthGenerate, InternalState
+from router.metrics import RouterMetrics
+from router.pairing import PairingPolicy
+from router.text_endpoints import Detokenize, Models, Tokenize
+from text.chat_template import ChatTemplate
+from text.tokenizer import Tokenizer
+
+
+def build_asgi(config: RouterConfig, *, router_id: str | None = None, policy: PairingPolicy | None = None) -> Starlette:
+    """The router's application. `router_id` names it to replicas; each call is a new life (boot) of it.
+
+    `app.state` has `members` (MemberTable), `metrics` (RouterMetrics), `dispatcher` and `admission`. Raises
+    `TokenizerError` or `ChatTemplateError` when the model's folder cannot be read.
+    """
+    core = _make_core(config, router_id=router_id or f"router-{secrets.token_hex(4)}", policy=policy or PairingPolicy())
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await core.dispatcher.close()
+
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", Generate(core, parse_chat), methods=["POST"]),
+            Route("/v1/completions", Generate(core, parse_completion), methods=["POST"]),
+            Route("/generate", Generate(core, parse_generate), methods=["POST"]),
+            Route("/v1/models", Models(core), methods=["GET"]),
+            Route("/v1/models/{model:path}", Models(core), methods=["GET"]),
+            Route("/tokenize", Tokenize(core), methods=["POST"]),
+            Route("/detokenize", Detokenize(core), methods=["POST"]),
+            Route("/health", Health(core), methods=["GET"]),
+            Route("/health_generate", HealthGenerate(core), methods=["GET"]),
+            Route("/internal/state", InternalState(core), methods=["GET"]),
+        ],
+        exception_handlers={HTTPException: _no_such_route},
+        lifespan=lifespan,
+    )
+    app.state.members = core.dispatcher.members
+    app.state.metrics = core.metrics
+    app.state.dispatcher = core.dispatcher
+    app.state.admission = core.admission
+    return app
+
+
+def _make_core(config: RouterConfig, *, router_id: str, policy: PairingPolicy) -> RouterCore:
+    metrics = RouterMetrics()
+    identity = Identity(role=LinkRole.ROUTER, peer_id=router_id, boot=time.time_ns())
+    return RouterCore(
+        config=config,
+        metrics=metrics,
+        model=ModelText(
+            config=config,
+            tokenizer=Tokenizer.load(config.tokenizer_folder),
+            template=ChatTemplate.load(config.tokenizer_folder),
+        ),
+        dispatcher=Dispatcher(config=config, identity=identity, policy=policy, metrics=metrics),
+        admission=Admission(config, metrics),
+        started=int(time.time()),
+    )
+
+
+async def _no_such_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    method, path = request.method, request.url.path
+    if error.status_code == 405:
+        message = f"{method} is not a method of {path}"
+    else:
+        message = f"there is nothing at {path}; the endpoints are /v1/chat/completions, /v1/completions and /generate"
+    refusal = ApiError(error.status_code, message, code="not_found" if error.status_code == 404 else None)
+    return Response(refusal.body(), error.status_code, headers=error.headers, media_type="application/json")

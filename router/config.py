@@ -1,0 +1,56 @@
+"""The router's settings: frozen, checked once when made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from protocol.link import LinkTimings
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig:
+    """Times are seconds. Raises ValueError naming the field, its value and what is wanted."""
+
+    model_name: str
+    """What clients call the model; requests for another one are refused."""
+    tokenizer_folder: str | Path
+    context_length: int
+    """Tokens of prompt and output together."""
+    secret: bytes = field(repr=False)
+    """The cluster secret, which replicas ask for."""
+
+    max_concurrent_sequences: int = 1024
+    """Sequences (each of a request's choices is one) that may be under way; more are answered 429."""
+    max_queued_tokens: int = 1 << 19
+    """Prompt tokens that may wait for their first output token; more are answered 429."""
+    max_sequences_per_request: int = 128
+    max_body_bytes: int = 16 << 20
+    max_buffered_tokens: int = 4096
+    """Tokens kept for a client that does not read; one more ends its request."""
+
+    request_timeout_s: float = 600.0
+    """Deadline of a request; X-Request-Timeout can shorten it."""
+    body_timeout_s: float = 30.0
+    send_timeout_s: float = 30.0
+    """Longest time one write to a client may take."""
+
+    max_epochs: int = 4
+    """Attempts at one sequence, the first included."""
+    failover_wait_s: float = 10.0
+    """How long a sequence that lost its replica waits for another to come up."""
+    retry_after_s: int = 1
+    """What Retry-After says."""
+    thread_characters: int = 16_384
+    """Prompts longer than this are tokenised in a thread."""
+    link_timings: LinkTimings = LinkTimings()
+
+    def __post_init__(self) -> None:
+        if not self.model_name:
+            raise ValueError("model_name is empty; give the name that clients use for the model")
+        if not self.secret:
+            raise ValueError("secret is empty; give the cluster secret, the same that the replicas have")
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if isinstance(value, int | float) and value <= 0:
+                raise ValueError(f"{setting.name} is {value}; give a positive number")

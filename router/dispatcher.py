@@ -1,0 +1,122 @@
+"""The meeting point of generations and replicas: every frame from a link goes to the generation it is about.
+
+One per router, on its event loop. It lists the generations under way, hands them their tokens and failures, tells them
+of links that break or come up, and asks pairing on their behalf.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from protocol.codec import AnyMessage
+from protocol.endpoints import Identity
+from protocol.rooms import AbortReason, Closed, Job, RoomFailed, StepFrame
+from router.config import RouterConfig
+from router.generation import Generation, GenerationServices, GenerationState
+from router.membership import MemberTable
+from router.metrics import RouterMetrics
+from router.pairing import PairingPolicy, Route, RouteRequest
+from router.replica_view import ReplicaView
+from router.token_stream import TokenStream
+
+
+class Dispatcher:
+    """Implements `ReplicaEvents`; owns the member table."""
+
+    def __init__(
+        self, *, config: RouterConfig, identity: Identity, policy: PairingPolicy, metrics: RouterMetrics
+    ) -> None:
+        self.members = MemberTable(events=self, secret=config.secret, identity=identity, timings=config.link_timings)
+        self.generations: dict[str, Generation] = {}
+        self._config = config
+        self._policy = policy
+        self._metrics = metrics
+        metrics.add_gauge("router_open_sequences", "sequences under way", lambda: len(self.generations))
+        metrics.add_gauge("router_waiting_sequences", "sequences without a first token", self._without_token)
+        metrics.add_gauge("router_usable_replicas", "replicas that may be given rooms", self._usable)
+
+    def generate(
+        self, *, request_id: str, job: Job, index: int, received_at: float, deadline: float, stream: TokenStream
+    ) -> Generation:
+        """Start one sequence; raises `ApiError` (503) when no replica lives. Times are the running loop's."""
+        loop = asyncio.get_running_loop()
+        generation = Generation(
+            request_id=request_id,
+            job=job,
+            index=index,
+            received_at=received_at,
+            deadline=deadline,
+            stream=stream,
+            services=GenerationServices(
+                config=self._config,
+                metrics=self._metrics,
+                choose=self.choose,
+                clock=loop.time,
+                call_later=loop.call_later,
+                on_end=self._ended,
+            ),
+        )
+        self.generations[request_id] = generation
+        generation.start()
+        return generation
+
+    def choose(self, request: RouteRequest) -> Route | None:
+        """Pairing's answer for the members as they are now."""
+        return self._policy.choose(request, self.members.prefills, self.members.decodes)
+
+    # ---- ReplicaEvents ----------------------------------------------------------------------------------------
+
+    def replica_up(self, view: ReplicaView) -> None:
+        for generation in self._waiting():
+            generation.on_replica_up()
+
+    def replica_message(self, view: ReplicaView, message: AnyMessage) -> None:
+        match message:
+            case StepFrame(tokens, load):
+                view.observe(load)
+                now = asyncio.get_running_loop().time()
+                for event in tokens:
+                    generation = self.generations.get(event.request_id)
+                    if generation is not None:
+                        generation.on_token(event, now)
+                    else:
+                        self._metrics.stale_messages.add()
+            case RoomFailed(room):
+                generation = self.generations.get(room.request_id)
+                if generation is not None:
+                    generation.on_failed(message, view)
+                else:
+                    self._metrics.stale_messages.add()
+            case Closed():
+                self._metrics.closed_rooms.add()
+            case _:
+                assert view.link is not None
+                view.link.fail(f"a replica may not send {type(message).__name__} to a router")
+
+    def replica_lost(self, view: ReplicaView, why: str) -> None:
+        if view.listed:
+            self._metrics.link_losses.add(label=view.address.replica_id)
+        for request_id in list(view.rooms):
+            generation = self.generations.get(request_id)
+            if generation is not None:
+                generation.on_link_lost(view, why)
+
+    async def close(self) -> None:
+        """Abort what is open and end the links."""
+        for generation in list(self.generations.values()):
+            generation.abort(AbortReason.DRAINING)
+        await self.members.close()
+
+    # ---- inner workings -----------------------------------------------------------------------------------------
+
+    def _ended(self, generation: Generation) -> None:
+        self.generations.pop(generation.request_id, None)
+
+    def _waiting(self) -> list[Generation]:
+        return [each for each in self.generations.values() if each.state is GenerationState.WAITING]
+
+    def _without_token(self) -> int:
+        return sum(not each.log.tokens for each in self.generations.values())
+
+    def _usable(self) -> int:
+        return sum(view.usable for view in self.members.views)

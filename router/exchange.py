@@ -1,0 +1,116 @@
+"""One HTTP request and its response, over the ASGI interface.
+
+Reads a bounded body in bounded time, notices at once when the client goes away, and bounds the time that one write to a
+client may take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+from starlette.types import Message, Receive, Scope, Send
+
+from router.errors import ApiError
+
+JSON = b"application/json"
+EVENT_STREAM = b"text/event-stream; charset=utf-8"
+
+
+class ClientGoneError(Exception):
+    """The client has closed its connection, or does not read what it is sent."""
+
+
+class Exchange:
+    """`status` is what went out, None until then."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, send_timeout_s: float) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._send_timeout_s = send_timeout_s
+        self._sending: asyncio.Timeout | None = None
+        self.status: int | None = None
+
+    def header(self, name: bytes) -> str | None:
+        """The value of a header, by its lower-case name."""
+        for found, value in self._scope["headers"]:
+            if found == name:
+                return bytes(value).decode("latin-1")
+        return None
+
+    async def body(self, *, max_bytes: int, timeout_s: float) -> bytes:
+        """The request's body; raises `ApiError` when it is too big (413) or too slow (408)."""
+        announced = self.header(b"content-length")
+        if announced is not None and announced.isdecimal() and int(announced) > max_bytes:
+            raise _too_big(int(announced), max_bytes)
+        parts: list[bytes] = []
+        size, more = 0, True
+        try:
+            async with asyncio.timeout(timeout_s):
+                while more:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGoneError
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size > max_bytes:
+                        raise _too_big(size, max_bytes)
+                    parts.append(part)
+                    more = message.get("more_body", False)
+        except TimeoutError as error:
+            raise ApiError(408, f"the request's body did not arrive within {timeout_s:g} s; send it faster") from error
+        return b"".join(parts)
+
+    async def watch(self, on_gone: Callable[[], None]) -> None:
+        """Call `on_gone` when the client closes its connection. Run as a task, once the body has been read."""
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                on_gone()
+                return
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Send the status line and headers."""
+        self.status = status
+        await self._bounded({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, data: bytes, *, more: bool) -> None:
+        """Send a part of the body; raises `ClientGoneError` when it takes too long or `cut` is called meanwhile."""
+        await self._bounded({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def answer(self, status: int, data: bytes, *, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+        """Send a whole JSON response."""
+        fixed = [(b"content-type", JSON), (b"content-length", str(len(data)).encode())]
+        await self.start(status, fixed + (headers or []))
+        await self.write(data, more=False)
+
+    async def answer_json(self, status: int, value: object) -> None:
+        await self.answer(status, msgspec.json.encode(value))
+
+    async def refuse(self, error: ApiError) -> None:
+        """Send an error as the whole response."""
+        headers = []
+        if error.retry_after_s is not None:
+            headers.append((b"retry-after", str(error.retry_after_s).encode()))
+        await self.answer(error.status, error.body(), headers=headers)
+
+    def cut(self) -> None:
+        """Give up a write that is blocked now, if there is one."""
+        if self._sending is not None:
+            self._sending.reschedule(asyncio.get_running_loop().time())
+
+    async def _bounded(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(self._send_timeout_s) as self._sending:
+                await self._send(message)
+        except (TimeoutError, OSError) as error:
+            raise ClientGoneError from error
+        finally:
+            self._sending = None
+
+
+def _too_big(size: int, limit: int) -> ApiError:
+    message = f"the request's body has {size} bytes or more, over the limit of {limit}; send less"
+    return ApiError(413, message, code="body_too_large")

@@ -1,0 +1,272 @@
+"""One sequence from its first room to its last token, over as many epochs as it takes.
+
+Lifecycle (`GenerationState`): NEW -> OPEN when both halves are sent off -> FINISHED with the last token logged. When an
+epoch fails it goes OPEN -> WAITING -> OPEN, mostly within one call, resuming after what is logged, until `max_epochs`
+are used (FAILED). ABORTED when the client is gone or the deadline has passed. The rules are the router's table in
+docs/protocol.md. A generation owns its token log and its half-rooms; its stream belongs to the HTTP request.
+
+Synchronous throughout: links and timers call in, nothing here waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from protocol.rooms import RETRYABLE, AbortReason, FailureCode, Job, Room, RoomFailed, TokenEvent
+from router.config import RouterConfig
+from router.errors import ApiError, deadline_passed, overloaded, room_failed
+from router.failover import Failover
+from router.half_rooms import HalfRooms
+from router.metrics import RouterMetrics
+from router.pairing import Route, RouteRequest
+from router.prefix_index import prefix_chain
+from router.replica_view import ReplicaView
+from router.token_log import ContradictionError, TokenLog
+from router.token_stream import TokenStream
+
+_PAUSE_S = 0.05
+"""Before a replica that failed this sequence is tried again; doubles with each epoch."""
+
+
+class GenerationState(enum.Enum):
+    NEW = "new"
+    OPEN = "open"
+    WAITING = "waiting"
+    """Between epochs: for a replica to come up, or for a pause to pass."""
+    FINISHED = "finished"
+    FAILED = "failed"
+    ABORTED = "aborted"
+
+
+_ENDS = {GenerationState.FINISHED, GenerationState.FAILED, GenerationState.ABORTED}
+_NEXT: dict[GenerationState, set[GenerationState]] = {
+    GenerationState.NEW: {GenerationState.OPEN, GenerationState.FAILED},
+    GenerationState.OPEN: {GenerationState.WAITING, *_ENDS},
+    GenerationState.WAITING: {GenerationState.OPEN, GenerationState.FAILED, GenerationState.ABORTED},
+    **{end: set() for end in _ENDS},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationServices:
+    """What a generation needs of the router around it; times are seconds of `clock`."""
+
+    config: RouterConfig
+    metrics: RouterMetrics
+    choose: Callable[[RouteRequest], Route | None]
+    clock: Callable[[], float]
+    call_later: Callable[[float, Callable[[], None]], asyncio.TimerHandle]
+    on_end: Callable[[Generation], None]
+
+
+class Generation:
+    """Drives the rooms of one sequence and feeds its tokens, in order and once, to `stream`."""
+
+    def __init__(
+        self,
+        *,
+        request_id: str,
+        job: Job,
+        index: int,
+        received_at: float,
+        deadline: float,
+        stream: TokenStream,
+        services: GenerationServices,
+    ) -> None:
+        """`index` is the sequence's place in its HTTP request, which came at `received_at`."""
+        self.request_id = request_id
+        self.index = index
+        self.epoch = -1
+        self.state = GenerationState.NEW
+        self.log = TokenLog()
+        self._job = job
+        self._received_at = received_at
+        self._deadline = deadline
+        self._stream = stream
+        self._services = services
+        self._chain = prefix_chain(job.prompt, namespace=job.namespace)
+        self._halves = HalfRooms(chain=self._chain, metrics=services.metrics)
+        self._failover = Failover()
+        self._timer: asyncio.TimerHandle | None = None
+        self._paused = False
+        """The pause before this epoch has passed, or is passing."""
+        self._lacking_since: float | None = None
+        """Since when there is no replica to go on with."""
+        self._last_token_at = 0.0
+
+    @property
+    def replicas(self) -> list[ReplicaView]:
+        """Where a half of this epoch may still be open."""
+        return self._halves.views
+
+    def start(self) -> None:
+        """Open the first epoch; raises `ApiError` (503) when no replica lives."""
+        route = self._choose()
+        if route is None:
+            self._end(GenerationState.FAILED)
+            retry_after_s = self._services.config.retry_after_s
+            message = "no replica is up to serve the request; try again"
+            raise overloaded(503, message, code="no_replica", retry_after_s=retry_after_s)
+        self._services.metrics.prompt_tokens.add(len(self._job.prompt))
+        self._open(route)
+
+    # ---- what links say -------------------------------------------------------------------------------------
+
+    def on_token(self, event: TokenEvent, now: float) -> None:
+        """A token arrived for this request."""
+        if event.epoch != self.epoch or self.state is not GenerationState.OPEN:
+            self._services.metrics.stale_messages.add()
+            return
+        try:
+            logged = self.log.offer(event)
+        except ContradictionError as error:
+            self._services.metrics.contradictions.add()
+            self._reopen(FailureCode.INTERNAL, str(error), cause="contradiction", tell=AbortReason.SUPERSEDED)
+            return
+        for entry in logged:
+            self._logged(entry, now)
+
+    def on_failed(self, message: RoomFailed, view: ReplicaView) -> None:
+        """A half gave this room up."""
+        if message.room.epoch != self.epoch or self.state is not GenerationState.OPEN:
+            self._services.metrics.stale_messages.add()
+            return
+        halves, code = self._halves, message.code
+        other = halves.decode if view is halves.prefill else halves.prefill
+        halves.close(view)
+        if code in RETRYABLE:
+            tell = self._failover.half_failed(code, view, other)
+            self._reopen(code, message.detail, cause=code.value, tell=tell)
+        else:
+            halves.abort(AbortReason.PEER_FAILED)
+            self._fail(self._error(code, message.detail))
+
+    def on_link_lost(self, view: ReplicaView, why: str) -> None:
+        """The link to a replica broke; it aborts what this router had there."""
+        if self.state is not GenerationState.OPEN or view not in self._halves.views:
+            return
+        self._halves.close(view)
+        self._failover.link_lost(view)
+        detail = f"the link to {view.address.replica_id} was lost: {why}"
+        self._reopen(FailureCode.PEER_LOST, detail, cause="link_lost", tell=AbortReason.PEER_FAILED)
+
+    def on_replica_up(self) -> None:
+        """A replica can be used (again): one that lacks any goes on."""
+        if self._lacking_since is not None:
+            self._try_open()
+
+    # ---- what the request says ------------------------------------------------------------------------------
+
+    def abort(self, reason: AbortReason) -> None:
+        """End it from this side; both halves hear. Does nothing to one that has ended."""
+        if self.state in (GenerationState.OPEN, GenerationState.WAITING):
+            self._halves.abort(reason)
+            self._end(GenerationState.ABORTED)
+
+    # ---- inner workings -------------------------------------------------------------------------------------
+
+    def _logged(self, event: TokenEvent, now: float) -> None:
+        if self.state is not GenerationState.OPEN:  # ended by the token before, or by a full stream
+            return
+        metrics = self._services.metrics
+        metrics.output_tokens.add()
+        if event.position == 0:
+            metrics.ttft_s.observe(now - self._received_at)
+            metrics.cached_tokens.add(event.cached_tokens or 0)
+            self._halves.prompt_computed()
+        else:
+            metrics.itl_s.observe(now - self._last_token_at)
+            if self._halves.prefill is not None:
+                # Decode admits only what it holds whole: with its first token, prefill's part is over.
+                self._halves.close(self._halves.prefill)
+        self._last_token_at = now
+        if event.finish is not None:
+            self._end(GenerationState.FINISHED)
+        self._stream.put(self.index, event)
+
+    def _choose(self) -> Route | None:
+        job = self._job
+        request = self._failover.request(
+            prompt_tokens=len(job.prompt),
+            logged=len(self.log.tokens),
+            chain=self._chain,
+            single_token=job.sampling.max_tokens == 1,
+        )
+        return self._services.choose(request)
+
+    def _open(self, route: Route) -> None:
+        self._move(GenerationState.OPEN)
+        self._lacking_since, self._paused = None, False
+        self.epoch += 1
+        job = msgspec.structs.replace(self._job, logged=list(self.log.tokens)) if self.log.tokens else self._job
+        ttl_ms = max(1, int(1000 * (self._deadline - self._services.clock())))
+        self._halves.open(Room(self.request_id, self.epoch), route, job, ttl_ms=ttl_ms)
+
+    def _reopen(self, code: FailureCode, detail: str, *, cause: str, tell: AbortReason) -> None:
+        """This epoch is over: begin the next one."""
+        self._halves.abort(tell)
+        self.log.forget_early()
+        if self.epoch + 1 >= self._services.config.max_epochs:
+            self._fail(self._error(code, detail))
+            return
+        self._services.metrics.failovers.add(label=cause)
+        self._move(GenerationState.WAITING)
+        self._try_open()
+
+    def _try_open(self) -> None:
+        """Open the next epoch if a replica can take it; wait for one otherwise, within bounds."""
+        if self.state is not GenerationState.WAITING:
+            return
+        self._cancel_timer()
+        now = self._services.clock()
+        if now >= self._deadline:
+            self._fail(deadline_passed(self._deadline - self._received_at))
+            return
+        route = self._choose()
+        if route is None:
+            self._wait_for_replica(now)
+        elif self._failover.is_second_try(route) and not self._paused:
+            self._paused = True
+            self._timer = self._services.call_later(_PAUSE_S * 2**self.epoch, self._try_open)
+        else:
+            self._open(route)
+
+    def _wait_for_replica(self, now: float) -> None:
+        config = self._services.config
+        if self._lacking_since is None:
+            self._lacking_since = now
+        left_s = self._lacking_since + config.failover_wait_s - now
+        if left_s > 0:
+            self._timer = self._services.call_later(left_s, self._try_open)
+            return
+        message = f"every replica went away, and none came back within {config.failover_wait_s:g} s; try again"
+        self._fail(overloaded(503, message, code="no_replica", retry_after_s=config.retry_after_s))
+
+    def _error(self, code: FailureCode, detail: str) -> ApiError:
+        retry_after_s = self._services.config.retry_after_s
+        return room_failed(code, detail, epochs=self.epoch + 1, retry_after_s=retry_after_s)
+
+    def _fail(self, error: ApiError) -> None:
+        self._end(GenerationState.FAILED)
+        self._stream.fail(error)
+
+    def _end(self, state: GenerationState) -> None:
+        self._halves.close_all()
+        self._cancel_timer()
+        self._move(state)
+        self._services.metrics.sequences.add(label=state.value)
+        self._services.on_end(self)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _move(self, state: GenerationState) -> None:
+        assert state in _NEXT[self.state], f"a generation cannot go from {self.state} to {state}"
+        self.state = state

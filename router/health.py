@@ -1,0 +1,126 @@
+"""Endpoints for whoever watches the router: whether it can serve, whether it does serve, and what it is doing."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Any
+
+import msgspec
+from starlette.types import Scope
+
+from protocol.membership import ReplicaRole
+from protocol.rooms import AbortReason, Job
+from protocol.sampling import SamplingParams
+from router.endpoints import Endpoint, request_timeout_s
+from router.errors import overloaded
+from router.exchange import ClientGoneError, Exchange
+from router.metrics import Counter, Gauge, Histogram
+from router.replica_view import ReplicaView
+from router.token_stream import TokenStream
+
+_PROBE_TOKENS = 2
+"""One from each pool."""
+_PROBE_TIMEOUT_S = 30.0
+
+
+class Health(Endpoint):
+    """GET /health: 200 when requests can be served, else 503.
+
+    `status` is "ok" with at least one usable pair (or aggregated replica), "degraded" when only replicas of one pool
+    are left to take requests whole.
+    """
+
+    async def respond(self, exchange: Exchange, scope: Scope) -> None:
+        members = self.core.dispatcher.members
+        usable = [view.role for view in members.views if view.usable]
+        counts = {role.value: usable.count(role) for role in ReplicaRole}
+        pair = ReplicaRole.PREFILL in usable and ReplicaRole.DECODE in usable
+        if not usable:
+            retry_after_s = self.core.config.retry_after_s
+            raise overloaded(503, "no replica is up", code="no_replica", retry_after_s=retry_after_s)
+        status = "ok" if pair or ReplicaRole.AGGREGATED in usable else "degraded"
+        await exchange.answer_json(200, {"status": status, "usable": counts})
+
+
+class HealthGenerate(Endpoint):
+    """GET /health_generate: 200 once two real tokens were made, the first by prefill and the second by decode."""
+
+    async def respond(self, exchange: Exchange, scope: Scope) -> None:
+        core, loop = self.core, asyncio.get_running_loop()
+        timeout_s = min(_PROBE_TIMEOUT_S, request_timeout_s(exchange, core.config))
+        stream = TokenStream(max_buffered=_PROBE_TOKENS, on_overflow=lambda: None)
+        sampling = SamplingParams(temperature=0.0, max_tokens=_PROBE_TOKENS, ignore_eos=True)
+        began = loop.time()
+        generation = core.dispatcher.generate(
+            request_id=f"health-{secrets.token_hex(8)}.0",
+            job=Job(prompt=core.model.tokenizer.encode("health"), sampling=sampling),
+            index=0,
+            received_at=began,
+            deadline=began + timeout_s,
+            stream=stream,
+        )
+        watcher = asyncio.create_task(exchange.watch(lambda: stream.drop(ClientGoneError())))
+        tokens = 0
+        try:
+            async with asyncio.timeout(timeout_s):
+                while tokens < _PROBE_TOKENS:
+                    tokens += len(await stream.next())
+        except TimeoutError as error:
+            message = f"{tokens} of {_PROBE_TOKENS} tokens came within {timeout_s:g} s"
+            retry_after_s = core.config.retry_after_s
+            raise overloaded(503, message, code="unhealthy", retry_after_s=retry_after_s) from error
+        finally:
+            watcher.cancel()
+            generation.abort(AbortReason.DEADLINE)
+        await exchange.answer_json(200, {"status": "ok", "seconds": loop.time() - began})
+
+
+class InternalState(Endpoint):
+    """GET /internal/state: members, open sequences and counters, for people and tests."""
+
+    async def respond(self, exchange: Exchange, scope: Scope) -> None:
+        core = self.core
+        dispatcher = core.dispatcher
+        rooms = [
+            {
+                "request_id": each.request_id,
+                "epoch": each.epoch,
+                "state": each.state.value,
+                "tokens": len(each.log.tokens),
+                "replicas": [view.address.replica_id for view in each.replicas],
+            }
+            for each in dispatcher.generations.values()
+        ]
+        state = {
+            "members": [_member(view) for view in dispatcher.members.views],
+            "rooms": rooms,
+            "admission": {"sequences": core.admission.sequences, "queued_tokens": core.admission.queued_tokens},
+            "metrics": {metric.name: _value(metric) for metric in core.metrics.collect()},
+        }
+        await exchange.answer_json(200, state)
+
+
+def _member(view: ReplicaView) -> dict[str, Any]:
+    return {
+        "replica_id": view.address.replica_id,
+        "boot": view.address.boot,
+        "address": f"{view.address.host}:{view.address.port}",
+        "role": view.role.value,
+        "up": view.is_up,
+        "draining": view.draining,
+        "usable": view.usable,
+        "open_rooms": len(view.rooms),
+        "prefill_tokens": view.prefill_tokens,
+        "kv_tokens": view.kv_tokens,
+        "cached_blocks_believed": len(view.prefixes),
+        "load": None if view.load is None else msgspec.structs.asdict(view.load),
+    }
+
+
+def _value(metric: Counter | Gauge | Histogram) -> Any:
+    if isinstance(metric, Counter):
+        return metric.values if metric.label else metric.total
+    if isinstance(metric, Gauge):
+        return metric.read()
+    return {"count": metric.count, "sum": metric.sum}

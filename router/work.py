@@ -1,0 +1,85 @@
+"""What an API request asks for once it is parsed and tokenised, in the same shape for every API."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from protocol.rooms import Job, TokenEvent
+from protocol.sampling import FinishReason
+from text.output_text import OutputText
+from text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Prompts times choices. Sequence `p * choices + c` is choice `c` of prompt `p`, and each is a room of its own.
+
+    Choices of one prompt differ in `Job.choice`, which is part of the sampling randomness.
+    """
+
+    response_id: str
+    jobs: list[Job]
+    choices: int
+    """How many choices each prompt has."""
+    stream: bool
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of every prompt, each counted once."""
+        return sum(len(job.prompt) for job in self.jobs[:: self.choices])
+
+
+@dataclass(slots=True)
+class Delta:
+    """What some new tokens add to a sequence."""
+
+    text: str
+    events: list[TokenEvent]
+    """The tokens, without a final stop token, which is no part of the output's content."""
+    finish: FinishReason | None
+
+
+@dataclass(slots=True)
+class SequenceOutput:
+    """One sequence's output so far."""
+
+    job: Job
+    tokenizer: Tokenizer
+    tokens: list[int] = field(default_factory=list)
+    """All generated tokens, a final stop token included."""
+    events: list[TokenEvent] = field(default_factory=list)
+    """As in `Delta`; kept only when logprobs were asked for."""
+    texts: list[str] = field(default_factory=list)
+    finish: FinishReason | None = None
+    matched: str | int | None = None
+    cached_tokens: int = 0
+    _output: OutputText = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._output = OutputText(self.tokenizer, self.job.prompt, self.job.sampling)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    def push(self, events: list[TokenEvent]) -> Delta:
+        """Take the next tokens, in order; nothing may follow one that finishes the sequence."""
+        pieces: list[str] = []
+        content = events
+        for event in events:
+            self.tokens.append(event.token)
+            if event.position == 0:
+                self.cached_tokens = event.cached_tokens or 0
+            if event.finish is FinishReason.STOP_TOKEN:
+                content = events[:-1]
+            else:
+                pieces.append(self._output.push(event.token)[0])
+            if event.finish is not None:
+                self.finish, self.matched = event.finish, event.matched
+                if event.finish is not FinishReason.STOP_STRING:
+                    pieces.append(self._output.flush())
+        text = "".join(pieces)
+        self.texts.append(text)
+        if self.job.sampling.logprobs is not None:
+            self.events += content
+        return Delta(text, content, self.finish)
