@@ -121,6 +121,8 @@ class CompletionClient:
             "max_tokens": max_tokens,
             "temperature": 0,
             "ignore_eos": True,
+            # Past its end of sequence a model repeats that special token: it must show up as output like any other.
+            "skip_special_tokens": False,
             "stream": True,
             "stream_options": {"include_usage": True},
         }

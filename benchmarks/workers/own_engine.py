@@ -9,7 +9,7 @@ def start(job: Job) -> Generate:
     from engine.config import EngineConfig
     from engine.engine import Engine
     from engine.kv_spec import KVPool
-    from engine.model import load_model
+    from engine.model.loader import load_model
     from engine.request import Request
     from engine.sampling import Sampler
     from protocol.sampling import SamplingParams
@@ -17,7 +17,7 @@ def start(job: Job) -> Generate:
     config = EngineConfig(max_total_tokens=job.pool_tokens, **job.options)
     model = load_model(job.model, dtype=job.dtype, num_threads=job.threads)
     pool = KVPool(spec=model.kv_spec(config.page_size), num_pages=config.num_pages)
-    engine = Engine(model=model, pool=pool, config=config, sampler=Sampler())
+    engine = Engine(model=model, pool=pool, config=config, sampler=Sampler(num_threads=job.threads))
     submitted = 0
 
     def generate(prompts: list[list[int]], max_tokens: int) -> int:
