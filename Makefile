@@ -1,0 +1,37 @@
+# make serve   a cluster on this machine: http://HOST:PORT, until Ctrl-C
+# make test    everything the tests need, then the tests
+# make check   ruff and mypy
+# make clean   removes the virtual environment and caches
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+HOST   ?= 127.0.0.1
+PORT   ?= 8000
+CONFIG ?= deploy/config.yaml
+TESTS  ?= tests
+VENV   := .venv
+
+.PHONY: serve python install install-dev test check clean
+
+serve: install
+	@exec $(VENV)/bin/python -m cluster.launch --config $(CONFIG) --host $(HOST) --port $(PORT)
+
+python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 11) and sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
+
+install: python
+	@$(PYTHON) deploy/install.py --venv $(VENV)
+
+install-dev: python
+	@$(PYTHON) deploy/install.py --venv $(VENV) --extras dev $(INSTALL_OPTIONS)
+
+test: install-dev
+	@$(VENV)/bin/python -m engine.model.embedded
+	@$(VENV)/bin/python -m pytest -m "not gpu" $(TESTS)
+
+check: install-dev
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis build *.egg-info

