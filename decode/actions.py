@@ -1,0 +1,323 @@
+"""The actions of the decode table: what each does to the engine, the copies, the room, and those at its links' ends.
+
+`DecodeHalf` decides which actions a move has; nothing here decides. Live rooms, their deadlines and the links to
+prefill replicas are kept here, because making and forgetting them are actions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import assert_never
+
+from decode.counters import DecodeCounters, DecodeStage
+from decode.grants import GrantQueue
+from decode.intake import PageIntake
+from decode.ports import DecodePorts
+from decode.rooms import DECODE_ENDINGS, DecodeAction, DecodeEvent, DecodeRoom, DecodeState
+from engine.engine import RequestTooLong
+from engine.events import token_event
+from engine.request import Request
+from protocol.answers import Answers
+from protocol.room_memory import RoomMemory
+from protocol.rooms import (
+    Abort,
+    AbortReason,
+    Closed,
+    Delivered,
+    Handoff,
+    Join,
+    Message,
+    Offer,
+    OpenDecode,
+    OpenGenerate,
+    PeerAddress,
+    Reservation,
+    Room,
+    RoomFailed,
+)
+from protocol.timers import Timers
+from transfer.jobs import FetchJob, FetchResult
+
+
+class EngineRefused(Exception):
+    """The engine would not take or admit a request; `event` is what that means for its room."""
+
+    def __init__(self, event: DecodeEvent, why: str) -> None:
+        super().__init__(why)
+        self.event = event
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a move is made."""
+
+    event: DecodeEvent
+    room: Room
+    record: DecodeRoom | None
+    """The room, if it was live when the event came."""
+    link: str
+    message: Message | None
+    detail: str
+    pages: list[int]
+    """Prompt pages that landed."""
+
+    @property
+    def reason(self) -> AbortReason | None:
+        """Why the room ends, in the words of an `Abort`; None when it ends as it should."""
+        if isinstance(self.message, Abort):
+            return self.message.reason
+        ending = DECODE_ENDINGS.get(self.event)
+        return None if ending is None else ending.reason
+
+    @property
+    def live(self) -> DecodeRoom:
+        """The room, for actions that the table only has for live ones."""
+        assert self.record is not None, f"{self.event.name} acted on {self.room}, which is not live"
+        return self.record
+
+
+class DecodeActions:
+    """Carries actions out, in the order the table gives them."""
+
+    def __init__(self, ports: DecodePorts, *, memory: RoomMemory, queue: GrantQueue) -> None:
+        self.rooms: dict[Room, DecodeRoom] = {}
+        """Live rooms, and those whose pages are not drained yet."""
+        self.links: dict[PeerAddress, str] = {}
+        """One to each prefill replica, shared by its rooms."""
+        self.timers: Timers[Room] = Timers()
+        """Deadlines of live rooms."""
+        self.answers = Answers(memory=memory, clock=ports.clock, send=ports.send)
+        self.counters = DecodeCounters(messages=self.answers.counters)
+        self._ports = ports
+        self._memory = memory
+        self._queue = queue
+
+    def carry_out(self, action: DecodeAction, cause: Cause) -> None:
+        """Do one thing."""
+        match action:
+            case DecodeAction.START:
+                self._start(cause)
+            case DecodeAction.JOIN:
+                self._join(self.rooms[cause.room])
+            case DecodeAction.ADD:
+                self._add(self.rooms[cause.room])
+            case DecodeAction.REFUSE:
+                self.answers.refuse(cause.room, cause.link)
+            case DecodeAction.COUNT_DUPLICATE:
+                self.answers.duplicate()
+            case DecodeAction.COUNT_STALE:
+                self.answers.stale()
+            case DecodeAction.CLOSED:
+                self.answers.closed(cause.room, cause.link)
+            case DecodeAction.OWE_CLOSED:
+                cause.live.owed.append(cause.link)
+            case DecodeAction.NOTE_OFFER:
+                assert isinstance(cause.message, Offer)
+                cause.live.intake.note(cause.message)
+            case DecodeAction.NOTE_HANDOFF:
+                self._note_handoff(cause)
+            case DecodeAction.NOTE_PAGES:
+                cause.live.intake.landed(cause.pages)
+                cause.live.progress_at = self._ports.clock()
+            case DecodeAction.RESERVED:
+                self._reserved(cause.live)
+            case DecodeAction.FETCH:
+                self._fetch(cause.live)
+            case DecodeAction.UNRESERVE:
+                self._unreserve(cause.live)
+            case DecodeAction.DELIVERED:
+                self._tell(cause.live, Delivered(cause.room))
+            case DecodeAction.ADMIT:
+                self._admit(cause.live)
+            case DecodeAction.EMIT:
+                self._emit(cause.live)
+            case DecodeAction.QUARANTINE:
+                self._quarantine(cause.live)
+            case DecodeAction.FREE:
+                self._ports.engine.drained(cause.room)
+                self._queue.changed()
+            case DecodeAction.ANSWER_CLOSED:
+                for link in cause.live.owed:
+                    self._ports.send(link, Closed(cause.room))
+            case DecodeAction.RELEASE:
+                self._ports.engine.abort(cause.room)
+                self._queue.changed()
+            case DecodeAction.BURY:
+                self._bury(cause)
+            case DecodeAction.BAR:
+                self._memory.end(cause.room, reason=cause.reason, deadline=None, lived=False)
+            case DecodeAction.FORGET:
+                del self.rooms[cause.room]
+            case DecodeAction.FAIL:
+                self._fail(cause)
+            case DecodeAction.TELL_PREFILL:
+                assert cause.reason is not None
+                self._tell(cause.live, Abort(cause.room, cause.reason))
+            case _:
+                assert_never(action)
+
+    def report(self, stage: DecodeStage, seconds: float) -> None:
+        """A stage is over."""
+        if self._ports.observe is not None:
+            self._ports.observe(stage, seconds)
+
+    def count_fetched(self, result: FetchResult, num_pages: int) -> None:
+        """A copy is over."""
+        if result.ok:
+            self.counters.fetched_pages += num_pages
+            self.counters.fetched_bytes += result.bytes
+            self.report(DecodeStage.TRANSFER_QUEUED, result.queued_seconds)
+            self.report(DecodeStage.TRANSFER, result.seconds)
+        elif not result.cancelled:
+            self.counters.fetch_failures += 1
+
+    # ---- beginning ------------------------------------------------------------------------------------------
+
+    def _start(self, cause: Cause) -> None:
+        opening, now = cause.message, self._ports.clock()
+        assert isinstance(opening, OpenDecode | OpenGenerate)
+        room, job = opening.room, opening.job
+        request = Request(
+            key=room,
+            prompt=job.prompt,
+            sampling=job.sampling,
+            choice=job.choice,
+            logged=job.logged,
+            namespace=job.namespace,
+            arrival=now,
+        )
+        receives = isinstance(opening, OpenDecode)
+        self.rooms[room] = DecodeRoom(
+            room=room,
+            router=cause.link,
+            request=request,
+            intake=PageIntake(-(-request.num_tokens // self._ports.engine.config.page_size)),
+            opened_at=now,
+            queued_at=now,
+            deadline=now + opening.ttl_ms / 1000,
+            state=DecodeState.QUEUED if receives else DecodeState.RUNNING,
+            address=opening.prefill if isinstance(opening, OpenDecode) else None,
+        )
+        self._memory.begin(room)
+        self.timers.set(room, now + opening.ttl_ms / 1000)
+        if receives:
+            self.counters.opened += 1
+        else:
+            self.counters.generating += 1
+
+    def _add(self, record: DecodeRoom) -> None:
+        try:
+            self._ports.engine.add(record.request)
+        except RequestTooLong as error:
+            raise EngineRefused(DecodeEvent.TOO_LONG, str(error)) from error
+        except ValueError as error:
+            raise EngineRefused(DecodeEvent.ENGINE_FAILED, str(error)) from error
+
+    def _join(self, record: DecodeRoom) -> None:
+        assert record.address is not None
+        if record.address not in self.links:
+            self.links[record.address] = self._ports.connect(record.address)
+        record.prefill = self.links[record.address]
+        self._tell(record, Join(record.room))
+        self._queue.enter(record)
+
+    # ---- receiving ----------------------------------------------------------------------------------------------
+
+    def _note_handoff(self, cause: Cause) -> None:
+        record, handoff = cause.live, cause.message
+        assert isinstance(handoff, Handoff)
+        if record.handoff is not None:
+            self.answers.duplicate()
+            return
+        record.handoff = handoff
+        self._queue.changed()
+
+    def _reserved(self, record: DecodeRoom) -> None:
+        """Pages were granted: say which need no transfer."""
+        now = self._ports.clock()
+        held = record.request.num_cached // self._ports.engine.config.page_size
+        self._queue.leave(record)
+        record.intake.begin(held)
+        record.granted_at = record.progress_at = now
+        self.counters.granted += 1
+        self.counters.held_pages += held
+        self.report(DecodeStage.RESERVE_WAIT, now - record.opened_at)
+        self._tell(record, Reservation(record.room, held))
+
+    def _fetch(self, record: DecodeRoom) -> None:
+        """One copy of everything that is offered and not here yet."""
+        batch = record.intake.take_offered()
+        if not batch:
+            return
+        assert record.address is not None
+        number = record.num_jobs
+        record.num_jobs += 1
+        record.jobs[number] = [index for index, _, _ in batch]
+        targets = record.request.pages
+        self.counters.fetches += 1
+        self._ports.fetcher.fetch(
+            FetchJob(
+                key=(record.room, number),
+                peer=record.address,
+                source_pages=[source for _, source, _ in batch],
+                target_pages=[targets[index] for index, _, _ in batch],
+                checksums=[checksum for _, _, checksum in batch],
+                deadline=record.deadline,
+            ),
+            self._ports.on_fetched,
+        )
+
+    def _unreserve(self, record: DecodeRoom) -> None:
+        self.counters.revocations += 1
+        self._ports.engine.unreserve(record.request)
+        record.queued_at = self._ports.clock()
+        self._queue.enter(record)
+
+    def _admit(self, record: DecodeRoom) -> None:
+        handoff, now = record.handoff, self._ports.clock()
+        assert handoff is not None
+        record.prefill = None
+        try:
+            self._ports.engine.admit(record.request, handoff.token)
+        except ValueError as error:
+            raise EngineRefused(DecodeEvent.ENGINE_FAILED, str(error)) from error
+        self.counters.admitted += 1
+        self.report(DecodeStage.RECEIVING, now - record.granted_at)
+        if handoff.computed_at:
+            self.report(DecodeStage.HANDOVER, self._ports.unix_time() - handoff.computed_at)
+
+    def _emit(self, record: DecodeRoom) -> None:
+        assert record.output is not None
+        self._ports.emit(record.router, token_event(record.output, record.room))
+
+    # ---- ending -----------------------------------------------------------------------------------------------
+
+    def _bury(self, cause: Cause) -> None:
+        record = cause.record
+        if record is not None:
+            self.timers.cancel(record.room)
+            self._queue.leave(record)
+        if isinstance(cause.message, Abort):
+            self.counters.aborts[cause.message.reason] += 1
+        elif cause.event is DecodeEvent.LAST_TOKEN:
+            self.counters.finished += 1
+            self._queue.changed()
+        self._memory.end(cause.room, reason=cause.reason, deadline=record.deadline if record else None)
+
+    def _quarantine(self, record: DecodeRoom) -> None:
+        """Nobody gets these pages before every copy into them has ended."""
+        self._ports.engine.abort(record.room, quarantine=True)
+        for number in record.jobs:
+            self._ports.fetcher.cancel((record.room, number))
+
+    def _fail(self, cause: Cause) -> None:
+        """The router decides what follows."""
+        code = DECODE_ENDINGS[cause.event].code
+        self.counters.failures[code] += 1
+        self._ports.send(
+            cause.record.router if cause.record else cause.link, RoomFailed(cause.room, code, cause.detail)
+        )
+
+    def _tell(self, record: DecodeRoom, message: Message) -> None:
+        if record.prefill is not None:
+            self._ports.send(record.prefill, message)

@@ -1,0 +1,301 @@
+"""The decode half of every room on one replica: reserve pages, take the KV, go on after the first token, stream.
+
+Lifecycle of a room: `OpenDecode` makes it and joins the prefill half; when pages are granted (`decode/grants.py`) what
+is offered is copied into them by the transfer layer, batch by batch. With every page verified and the handoff here, the
+request is admitted to the running batch and prefill is told. `OpenGenerate` skips all that: the engine computes the
+prompt itself. What happens in which state is `DECODE_TABLE`.
+
+Everything here runs on the engine thread. It opens no socket and never waits: messages go out through `send` and
+`emit`, time comes from `clock`. The owner calls `handle`, `fetched` and `link_lost` for what arrives, then `tick`, then
+`after_step` with what the engine did, and sleeps no longer than `next_deadline`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import assert_never, cast
+
+from decode.actions import Cause, DecodeActions, EngineRefused
+from decode.counters import DecodeCounters, DecodeStage
+from decode.grants import GrantQueue
+from decode.ports import DecodePorts, Fetcher, JobKey
+from decode.rooms import DECODE_TABLE, DecodeEvent, DecodeRoom, DecodeState
+from engine.engine import Engine, RequestTooLong
+from engine.outputs import StepOutput
+from engine.request import Request
+from protocol.room_memory import Fate, MemoryLimits, RoomMemory
+from protocol.rooms import (
+    Abort,
+    AbortReason,
+    Closed,
+    Handoff,
+    Message,
+    Offer,
+    OpenDecode,
+    OpenGenerate,
+    PeerAddress,
+    Room,
+    TokenEvent,
+)
+from transfer.jobs import FetchResult
+
+DecodeMessage = OpenDecode | OpenGenerate | Offer | Handoff | Abort | Closed
+
+_FATES = {
+    Fate.UNKNOWN: DecodeState.ABSENT,
+    Fate.ENDED: DecodeState.ENDED,
+    Fate.BARRED: DecodeState.BARRED,
+    Fate.STALE: DecodeState.STALE,
+}
+
+
+class DecodeHalf:
+    """All decode halves over one engine.
+
+    The callables are described at `DecodePorts`. `lease_s` is how long a reservation may stand still before it can be
+    taken back for a room that is computed, `ageing_s` how long a room waits before all others wait for it, `retry_s`
+    how often the queue is tried though nothing here has changed.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        fetcher: Fetcher,
+        on_fetched: Callable[[FetchResult], None],
+        connect: Callable[[PeerAddress], str],
+        send: Callable[[str, Message], None],
+        emit: Callable[[str, TokenEvent], None],
+        clock: Callable[[], float] = time.monotonic,
+        unix_time: Callable[[], float] = time.time,
+        observe: Callable[[DecodeStage, float], None] | None = None,
+        lease_s: float = 5.0,
+        ageing_s: float = 5.0,
+        retry_s: float = 0.05,
+        limits: MemoryLimits | None = None,
+    ) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._table = DECODE_TABLE
+        self._memory = RoomMemory(clock=clock, limits=limits or MemoryLimits())
+        self._queue = GrantQueue(lease_s=lease_s, ageing_s=ageing_s, retry_s=retry_s)
+        ports = DecodePorts(
+            engine=engine,
+            fetcher=fetcher,
+            on_fetched=on_fetched,
+            connect=connect,
+            send=send,
+            emit=emit,
+            clock=clock,
+            unix_time=unix_time,
+            observe=observe,
+        )
+        self._actions = DecodeActions(ports, memory=self._memory, queue=self._queue)
+        self._draining = False
+
+    # ---- what the owner calls -------------------------------------------------------------------------------
+
+    @property
+    def rooms(self) -> Mapping[Room, DecodeRoom]:
+        """The live rooms, and those that only wait for their copies to end."""
+        return self._actions.rooms
+
+    @property
+    def idle(self) -> bool:
+        return not self._actions.rooms
+
+    @property
+    def counters(self) -> DecodeCounters:
+        return self._actions.counters
+
+    @property
+    def num_waiting(self) -> int:
+        """Open rooms that wait for pages."""
+        return len(self._queue)
+
+    def knows(self, room: Room) -> bool:
+        """Whether the room is live here or has ended here."""
+        return room in self._actions.rooms or self._memory.knows(room)
+
+    def drain(self) -> None:
+        """Take no new rooms; those that are open finish."""
+        self._draining = True
+
+    def handle(self, link: str, message: DecodeMessage) -> None:
+        """A message came over `link`."""
+        if isinstance(message, Closed):
+            return
+        room = message.room
+        older = self._memory.live_older_than(room)
+        if older is not None:
+            self._act(DecodeEvent.SUPERSEDED, older)
+        record = self.rooms.get(room)
+        wrong = _misfit(record, message) if record is not None else ""
+        event = DecodeEvent.BAD_OFFER if wrong else self._event_of(link, message)
+        self._act(event, room, link=link, message=message, detail=wrong)
+
+    def fetched(self, result: FetchResult) -> None:
+        """A copy has ended: nothing of it can land any more. Raises KeyError for one that this half did not begin."""
+        room, number = cast(JobKey, result.key)
+        record = self.rooms[room]
+        pages = record.jobs.pop(number)
+        self._actions.count_fetched(result, len(pages))
+        event = DecodeEvent.FETCHED if result.ok else DecodeEvent.FETCH_FAILED
+        self._act(event, room, detail=result.error or "", pages=pages)
+
+    def link_lost(self, link: str) -> None:
+        """A connection is gone, and every message in flight on it."""
+        links = self._actions.links
+        for address in [address for address, known in links.items() if known == link]:
+            del links[address]
+        for room, record in list(self.rooms.items()):
+            if record.router == link:
+                self._act(DecodeEvent.ROUTER_LOST, room)
+            elif record.prefill == link:
+                self._act(DecodeEvent.PREFILL_LOST, room, detail="the link to the prefill half was lost")
+
+    def tick(self) -> None:
+        """Let time pass, and grant pages. Cheap when there is nothing to do."""
+        now = self._clock()
+        for room in self._actions.timers.pop_due(now):
+            age = now - self.rooms[room].opened_at
+            self._act(DecodeEvent.DEADLINE, room, detail=f"deadline, {age:.1f} s after the room was opened")
+        if self._queue.is_due(now):
+            self._grant(now)
+            for victim in self._queue.revocable(self.rooms.values(), now):
+                if not self._queue.has_computed:
+                    break
+                self._act(DecodeEvent.REVOKED, victim.room)
+                self._grant(now)
+
+    def after_step(self, output: StepOutput) -> None:
+        """Pass on what the engine did. Requests that are not this half's are left alone."""
+        for token in output.tokens:
+            record = self._record_of(token.request)
+            if record is not None:
+                record.output = token
+                event = DecodeEvent.TOKEN if token.finish is None else DecodeEvent.LAST_TOKEN
+                self._act(event, record.room)
+        for request, why in output.failed:
+            record = self._record_of(request)
+            if record is not None:
+                self._act(DecodeEvent.ENGINE_FAILED, record.room, detail=why)
+
+    def fail_all(self, why: str) -> None:
+        """The engine is broken: give every room up."""
+        for room in list(self.rooms):
+            self._act(DecodeEvent.ENGINE_FAILED, room, detail=why)
+
+    def next_deadline(self) -> float | None:
+        """When `tick` must next be called even if nothing else happens; a reading of `clock`."""
+        times = (self._actions.timers.next(), self._queue.next_deadline(self.rooms.values()))
+        return min((when for when in times if when is not None), default=None)
+
+    # ---- moves ------------------------------------------------------------------------------------------------
+
+    def _act(
+        self,
+        event: DecodeEvent,
+        room: Room,
+        *,
+        link: str = "",
+        message: Message | None = None,
+        detail: str = "",
+        pages: list[int] | None = None,
+    ) -> None:
+        """Make the move of one event, and those that follow from it."""
+        self._fire(event, room, link=link, message=message, detail=detail, pages=pages)
+        record = self.rooms.get(room)
+        if record is None:
+            return
+        if record.state is DecodeState.RECEIVING and record.is_complete:
+            self._fire(DecodeEvent.COMPLETE, room)
+        elif record.state is DecodeState.DRAINING and not record.jobs:
+            self._fire(DecodeEvent.DRAINED, room)
+
+    def _fire(
+        self,
+        event: DecodeEvent,
+        room: Room,
+        *,
+        link: str = "",
+        message: Message | None = None,
+        detail: str = "",
+        pages: list[int] | None = None,
+    ) -> None:
+        """Make one move: enter the next state, then carry out its actions. What the engine refuses ends the room."""
+        record = self.rooms.get(room)
+        move = self._table.move(self._state_of(room), event)
+        if record is not None:
+            record.state = move.state
+        cause = Cause(event, room, record, link, message, detail, pages or [])
+        try:
+            for action in move.actions:
+                self._actions.carry_out(action, cause)
+        except EngineRefused as refusal:
+            self._fire(refusal.event, room, detail=str(refusal))
+
+    def _state_of(self, room: Room) -> DecodeState:
+        record = self.rooms.get(room)
+        return _FATES[self._memory.fate(room)] if record is None else record.state
+
+    def _event_of(self, link: str, message: OpenDecode | OpenGenerate | Offer | Handoff | Abort) -> DecodeEvent:
+        match message:
+            case OpenDecode():
+                return self._opening_of(message, DecodeEvent.OPEN_DECODE)
+            case OpenGenerate():
+                return self._opening_of(message, DecodeEvent.OPEN_GENERATE)
+            case Offer():
+                return DecodeEvent.OFFER
+            case Handoff():
+                return DecodeEvent.HANDOFF
+            case Abort():
+                if link not in self._actions.links.values():
+                    return DecodeEvent.ABORT
+                unheard = message.reason is AbortReason.NEVER_OPENED
+                return DecodeEvent.NEVER_OPENED if unheard else DecodeEvent.PEER_ABORT
+            case _:
+                assert_never(message)
+
+    def _opening_of(self, opening: OpenDecode | OpenGenerate, event: DecodeEvent) -> DecodeEvent:
+        if self._state_of(opening.room) is DecodeState.ABSENT:
+            if self._draining:
+                return DecodeEvent.OPEN_DRAINING
+            if not opening.job.prompt:
+                return DecodeEvent.OPEN_EMPTY
+        return event
+
+    def _record_of(self, request: Request) -> DecodeRoom | None:
+        record = self.rooms.get(request.key) if isinstance(request.key, Room) else None
+        return record if record is not None and record.request is request else None
+
+    def _grant(self, now: float) -> None:
+        """Give pages to every room that they can be had for."""
+        for record in self._queue.begin_pass(now):
+            try:
+                granted = self._engine.reserve(record.request)
+            except ValueError as error:
+                event = DecodeEvent.TOO_LONG if isinstance(error, RequestTooLong) else DecodeEvent.ENGINE_FAILED
+                self._act(event, record.room, detail=str(error))
+                continue
+            if granted:
+                self._act(DecodeEvent.GRANTED, record.room)
+            elif self._queue.is_aged(record, now):
+                return
+
+
+def _misfit(record: DecodeRoom, message: DecodeMessage) -> str:
+    """What is wrong with an offer or a handoff to a room that waits for it; empty when nothing is."""
+    if record.state not in (DecodeState.QUEUED, DecodeState.RECEIVING):
+        return ""
+    if isinstance(message, Offer):
+        return record.intake.misfit(message)
+    if isinstance(message, Handoff):
+        expected = (record.intake.num_pages, record.request.num_generated)
+        if (message.num_pages, message.position) != expected:
+            return (
+                f"a handoff of {message.num_pages} pages at position {message.position} came to a room of "
+                f"{expected[0]} pages at position {expected[1]}"
+            )
+    return ""
