@@ -166,9 +166,8 @@ class Engine:
         self._scheduler.remove(request)
         if quarantine:
             self._memory.quarantine(request)
-        elif request.status is RequestStatus.RECEIVING:
-            self._memory.drop(request)
         else:
+            # Before `admit` nothing a peer sends counts as computed, so none of it gets into the prefix cache here.
             self._memory.release(request)
         self._end(request)
         return True

@@ -93,6 +93,21 @@ def test_what_does_not_fit_blocks_nobody_until_it_has_aged() -> None:
     assert big.overtaken == 0
 
 
+def test_what_others_have_computed_meanwhile_can_make_a_request_fit() -> None:
+    scheduler = _scheduler(pages=13, max_overtakes=9)
+    stem = list(range(500, 532))
+    one, two = request("one", [*stem, 1], 9, arrival=1), request("two", [*stem, 2], 9, arrival=2)
+    one.limit = two.limit = 60
+    scheduler.add(one)
+    scheduler.add(two)
+    assert _compute(scheduler.schedule()) == [("one", 16)]
+    assert _compute(scheduler.schedule()) == [("one", 16)]
+    assert two.status is RequestStatus.WAITING, "9 pages each, 13 in all"
+    assert _compute(scheduler.schedule()) == [("one", 1)]
+    scheduler._memory.publish(one)
+    assert _compute(scheduler.schedule()) == [("one", 1), ("two", 1)]
+
+
 def test_an_aged_request_holds_reservations_back_too() -> None:
     scheduler = _scheduler(pages=10, max_overtakes=2)
     scheduler.add(_new("holds", 16))

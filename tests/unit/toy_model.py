@@ -1,8 +1,8 @@
 """A model so small that its right answer is known: the oracle of the engine's tests.
 
 It really reads and writes the KV pool. Each position's KV is a running hash that continues from the KV of the position
-before, and the next token is a hash of all KV of the sequence. So a page that is missing, stale, in the wrong place or
-shared with another prefix gives another token than `toy_generate`, which never sees a page.
+before, and the scores of all tokens are hashes of all KV of the sequence. So a page that is missing, stale, in the
+wrong place or shared with another prefix gives another token than `toy_generate`, which never sees a page.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import torch
 
 from engine.batch import Batch
 from engine.config import EngineConfig
-from engine.engine import Engine
+from engine.engine import Engine, TokenSampler
 from engine.kv_spec import KVCacheSpec, KVPool
 from engine.sampling import Sampled, SampleRow
+from engine.stopping import StopTextFactory
 
 VOCAB = 97
 _PRIME = 1_048_573
@@ -51,7 +52,7 @@ class ToyModel:
         memory = pool.data.view(pool.num_pages, 2, page_size).numpy()
         starts = batch.query_start.tolist()
         tokens, positions, slots = batch.token_ids.numpy(), batch.positions.numpy(), batch.slots.numpy()
-        nexts = []
+        rows = []
         for index, (length, row) in enumerate(zip(batch.kv_lens.tolist(), batch.page_table.numpy(), strict=True)):
             span = slice(starts[index], starts[index + 1])
             first = int(positions[span][0])
@@ -66,11 +67,10 @@ class ToyModel:
             memory[slots[span] // page_size, 1, slots[span] % page_size] = (hashes * 7 + 3) % _PRIME
             pages = row[: -(-length // page_size)]
             keys, values = (memory[pages, part].reshape(-1)[:length].astype(np.int64) for part in (0, 1))
-            nexts.append(_next_token(keys, values))
+            rows.append(_scores(keys, values))
         wanted = np.searchsorted(starts, batch.logit_rows.numpy(), side="right") - 1
-        logits = torch.zeros(len(wanted), VOCAB)
-        logits[torch.arange(len(wanted)), torch.tensor([nexts[i] for i in wanted], dtype=torch.int64)] = 1.0
-        return logits
+        logits = np.stack([rows[index] for index in wanted]) if len(wanted) else np.zeros((0, VOCAB))
+        return torch.from_numpy((logits / _PRIME * 4).astype(np.float32))
 
 
 class GreedySampler:
@@ -84,7 +84,7 @@ class GreedySampler:
 def toy_next(tokens: Sequence[int]) -> int:
     """The token that follows `tokens`."""
     keys = _hashes(np.asarray(tokens, np.int64), 0, 0)
-    return _next_token(keys, (keys * 7 + 3) % _PRIME)
+    return int(_scores(keys, (keys * 7 + 3) % _PRIME).argmax())
 
 
 def toy_generate(prompt: Sequence[int], count: int) -> list[int]:
@@ -105,6 +105,8 @@ def toy_engine(
     decode_headroom_tokens: int = 8,
     max_overtakes: int = 4,
     limits: ToyLimits | None = None,
+    sampler: TokenSampler | None = None,
+    stop_texts: StopTextFactory | None = None,
 ) -> tuple[Engine, ToyModel]:
     """An engine over a toy model, small enough for its limits to be met."""
     config = EngineConfig(
@@ -119,7 +121,8 @@ def toy_engine(
     model = ToyModel(limits)
     pool = KVPool(spec=model.kv_spec(page_size), num_pages=pages)
     pool.data.fill_(-1.0)
-    return Engine(model=model, pool=pool, config=config, sampler=GreedySampler()), model
+    sampler = sampler or GreedySampler()
+    return Engine(model=model, pool=pool, config=config, sampler=sampler, stop_texts=stop_texts), model
 
 
 def _hashes(tokens: np.ndarray, first: int, before: int) -> np.ndarray:
@@ -129,7 +132,8 @@ def _hashes(tokens: np.ndarray, first: int, before: int) -> np.ndarray:
     return (before + np.cumsum(mixed)) % _PRIME
 
 
-def _next_token(keys: np.ndarray, values: np.ndarray) -> int:
+def _scores(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """All different, `[vocab]`, each below `_PRIME`; logits are these divided to lie below 4."""
     weights = (np.arange(len(keys), dtype=np.int64) * 15_485_863 + 7) % 32_749 + 1
     total = int(((keys * weights) % _PRIME + (values * (weights + 1)) % _PRIME).sum() % _PRIME)
-    return (total * 2_654_435_761 >> 7) % VOCAB
+    return (np.arange(VOCAB, dtype=np.int64) * 40_503 + total) * 7919 % _PRIME
