@@ -9,3 +9,7 @@ class ConfigError(ValueError):
 
 class UnsupportedModelError(ValueError):
     """The native decoder does not honour something this checkpoint asks for; the message names it."""
+
+
+class CheckpointError(ValueError):
+    """A model's files are missing, damaged, or do not belong together."""
