@@ -31,9 +31,10 @@ _ACCEPT_PAUSE_S = 0.5
 class PageServer:
     """Serves the first `num_pages` pages of `page_bytes` bytes in `memory`, which must outlive the server.
 
-    `layout` is the pool's fingerprint, `boot` this life of the replica (an unsigned 64-bit number), `host` the address
-    or name that peers reach this machine by; the port is chosen by the system. Raises `ValueError` for a region larger
-    than its memory or an empty secret, and `OSError` when `host` cannot be listened on.
+    `layout` is the pool's fingerprint and `boot` this life of the replica (an unsigned 64-bit number). `host` is the
+    address or name that peers reach this machine by, `bind_host` the one to listen on when that differs; the port is
+    chosen by the system. Raises `ValueError` for a region larger than its memory, an empty secret or a `host` that is
+    no single machine's, and `OSError` when a host is unknown or cannot be listened on.
     """
 
     def __init__(
@@ -46,11 +47,14 @@ class PageServer:
         host: str,
         boot: int,
         secret: bytes,
+        bind_host: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         timings: TransferTimings | None = None,
     ) -> None:
         if page_bytes <= 0 or not 0 < num_pages < 2**32 or page_bytes * num_pages > memory.nbytes:
             raise ValueError(f"{num_pages} pages of {page_bytes} bytes do not fit a memory of {memory.nbytes} bytes")
+        if host in ("", "0.0.0.0", "::"):
+            raise ValueError(f"host {host!r} means every address; say the one that peers reach this machine by")
         if not secret:
             raise ValueError("the cluster secret is empty; pages are only served to those who know one")
         if not 0 <= boot < 2**64:
@@ -62,10 +66,10 @@ class PageServer:
         self._timings = timings or TransferTimings()
         self._unproved: dict[ServerConnection, None] = {}  # oldest first
         self._proved: set[ServerConnection] = set()
-        self._tcp = _listen_tcp(host)
+        tcp_host = _resolve(host)
+        self._tcp = _listen_tcp(_resolve(bind_host or host))
         shm_socket = f"pd-serve-{secrets.token_hex(12)}"
         self._unix = _listen_unix(shm_socket)
-        tcp_host, tcp_port = self._tcp.getsockname()[:2]
         self._ticket = RegionTicket(
             num_pages=num_pages,
             page_bytes=page_bytes,
@@ -73,7 +77,7 @@ class PageServer:
             host_id=host_id(),
             shm_socket=shm_socket,
             tcp_host=tcp_host,
-            tcp_port=tcp_port,
+            tcp_port=self._tcp.getsockname()[1],
         )
         self._closed = False
         self._loop = IoLoop(name="page-server", clock=clock)
@@ -161,11 +165,16 @@ def tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
 
-def _listen_tcp(host: str) -> socket.socket:
-    family, kind, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-    sock = socket.socket(family, kind)
+def _resolve(host: str) -> str:
+    """The numeric address, so that no peer ever waits for a name server."""
+    return str(socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][4][0])
+
+
+def _listen_tcp(address: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        sock.bind(address)
+        sock.bind((address, 0))
         sock.listen(256)
         sock.setblocking(False)
     except OSError:

@@ -1,0 +1,143 @@
+"""Shared memory: sealed, handed over read-only, gone when nobody holds it; spans, cursors and checksums over it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+from transfer_pools import open_fds
+
+from transfer.checksum import page_checksums
+from transfer.cursor import RangeCursor
+from transfer.memory import PeerMemory, SharedMemory, host_id
+from transfer.spans import blocks, check_pages, coalesce, runs
+
+PAGES = st.lists(st.integers(0, 20), max_size=30)
+
+
+@pytest.mark.parametrize("prefault", [True, False])
+def test_a_peer_sees_what_the_owner_writes_and_cannot_write_itself(prefault):
+    with SharedMemory(10_000, prefault=prefault) as memory:
+        peer = PeerMemory(os.dup(memory.fd), nbytes=10_000)
+        memory.view[9_999] = 7
+        assert peer.view[9_999] == 7
+        assert peer.view.readonly
+        peer.close()
+
+
+def test_memory_can_neither_be_resized_nor_mapped_writable_by_others():
+    with SharedMemory(4096) as memory:
+        for size in (0, 8192):
+            with pytest.raises(OSError, match="not permitted") as raised:
+                os.ftruncate(memory.fd, size)
+            assert raised.value.errno == errno.EPERM
+        with pytest.raises(PermissionError):
+            mmap.mmap(memory.fd, 4096)
+        with pytest.raises(PermissionError):
+            os.pwrite(memory.fd, b"x", 0)
+        memory.view[0] = 1  # its owner still can
+
+
+def test_a_peers_memory_must_be_as_large_as_promised_and_sealed():
+    with SharedMemory(4096) as memory, pytest.raises(ValueError, match="4096 bytes where its ticket promises 8192"):
+        PeerMemory(os.dup(memory.fd), nbytes=8192)
+    unsealed = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+    os.ftruncate(unsealed, 4096)
+    fcntl.fcntl(unsealed, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+    with pytest.raises(ValueError, match="not sealed against resizing"):
+        PeerMemory(unsealed, nbytes=4096)
+    no_memory, other_end = os.pipe()
+    os.close(other_end)
+    with pytest.raises(ValueError, match="the peer's memory"):
+        PeerMemory(no_memory, nbytes=0)
+
+
+def test_nothing_stays_open():
+    before = open_fds()
+    memory = SharedMemory(4096)
+    array = np.frombuffer(memory.view, dtype=np.uint8)
+    memory.close()
+    memory.close()
+    assert array[0] == 0  # still there for who refers to it
+    del array, memory
+    assert open_fds() == before
+
+
+@pytest.mark.parametrize("nbytes", [0, -1])
+def test_sizes_must_be_positive(nbytes):
+    with pytest.raises(ValueError, match="must be positive"):
+        SharedMemory(nbytes)
+
+
+def test_more_memory_than_there_is_fails_where_it_is_asked_for():
+    with pytest.raises(MemoryError, match="lower max_total_tokens"):
+        SharedMemory(1 << 60)
+
+
+def test_processes_of_one_host_agree_on_its_id():
+    command = "from transfer.memory import host_id; print(host_id())"
+    other = subprocess.run(
+        [sys.executable, "-c", command], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    assert other.stdout.strip() == host_id()
+
+
+def test_checksums_are_xxh3_of_each_page():
+    data = bytes(range(100))
+    found = page_checksums(memoryview(data), 10, [3, 0, 9])
+    assert found == [xxhash.xxh3_64_intdigest(data[start : start + 10]) for start in (30, 0, 90)]
+    assert page_checksums(memoryview(data), 10, []) == []
+    for pages in ([10], [-1]):
+        with pytest.raises(ValueError, match="of a pool of 10"):
+            page_checksums(memoryview(data), 10, pages)
+
+
+@given(PAGES, PAGES, st.integers(1, 7))
+def test_spans_are_the_pages_in_order_and_as_few_as_can_be(source, target, max_pages):
+    count = min(len(source), len(target))
+    source, target = source[:count], target[:count]
+    spans = coalesce(source, target)
+    moves = [(span.source + i, span.target + i) for span in spans for i in range(span.length)]
+    assert moves == list(zip(source, target, strict=True))
+    for one, other in zip(spans, spans[1:], strict=False):
+        assert (one.source + one.length, one.target + one.length) != (other.source, other.target)
+    pieces = list(blocks(spans, max_pages=max_pages))
+    moves = [(span.source + i, span.target + i) for block in pieces for span in block for i in range(span.length)]
+    assert moves == list(zip(source, target, strict=True))
+    assert all(sum(span.length for span in block) == max_pages for block in pieces[:-1])
+
+
+@given(PAGES)
+def test_runs_are_the_pages_in_order(pages):
+    assert [first + i for first, count in runs(pages) for i in range(count)] == pages
+
+
+def test_pages_outside_are_told():
+    assert check_pages([], num_pages=1, whose="our") is None
+    assert check_pages([0, 4], num_pages=5, whose="our") is None
+    assert check_pages([5], num_pages=5, whose="our") == "pages 5 to 5 are not all in our pool of 5 pages"
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), max_size=10), st.data())
+def test_a_cursor_shows_every_byte_once(ranges, data):
+    memory = memoryview(bytes(range(100)))
+    cursor = RangeCursor(memory, ranges)
+    seen = b""
+    while cursor.left:
+        shown = b"".join(cursor.buffers(data.draw(st.integers(1, 200))))
+        assert 0 < len(shown) <= cursor.left
+        taken = data.draw(st.integers(0, len(shown)))
+        seen += shown[:taken]
+        cursor.advance(taken)
+    assert cursor.buffers(10) == []
+    assert seen == b"".join(bytes(memory[offset : offset + length]) for offset, length in ranges)

@@ -1,0 +1,269 @@
+"""Pools, peers, clocks and faults for the tests of transfer/; run as a program it is a peer in a process of its own.
+
+A pool's pages are filled from its boot number, so that a page of another life, place or peer is never mistaken for the
+right one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from protocol.handshake import RegionTicket
+from protocol.rooms import PeerAddress
+from transfer.checksum import page_checksums
+from transfer.faults import CopySite, InjectedFault
+from transfer.fetcher import FetchJob, FetchResult, PageFetcher
+from transfer.memory import SharedMemory
+from transfer.server import PageServer
+from transfer.transport import TransferTimings
+
+SECRET = b"the cluster secret of the tests"
+LAYOUT = "layout of the tests"
+WAIT_S = 30.0
+"""Only ever waited for by a test that fails."""
+
+
+class FakeClock:
+    """Stands still until it is advanced."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def pattern(boot: int, nbytes: int) -> np.ndarray:
+    """What the pool of `boot` holds, uint8 [nbytes]."""
+    return np.random.default_rng(boot).integers(0, 256, nbytes, dtype=np.uint8)
+
+
+class ServedPool:
+    """A peer in this process: memory full of its pattern, and a server."""
+
+    def __init__(
+        self,
+        *,
+        boot: int,
+        page_bytes: int = 4096,
+        num_pages: int = 64,
+        secret: bytes = SECRET,
+        timings: TransferTimings | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self.page_bytes = page_bytes
+        self.memory = SharedMemory(page_bytes * num_pages)
+        np.frombuffer(self.memory.view, dtype=np.uint8)[:] = pattern(boot, self.memory.nbytes)
+        extra = {} if clock is None else {"clock": clock}
+        self.server = PageServer(
+            memory=self.memory,
+            page_bytes=page_bytes,
+            num_pages=num_pages,
+            layout=LAYOUT,
+            host="127.0.0.1",
+            boot=boot,
+            secret=secret,
+            timings=timings,
+            **extra,
+        )
+        self.address = PeerAddress(f"replica-{boot}", boot, "127.0.0.1", 1)
+        self.ticket = self.server.ticket()
+
+    def checksums(self, pages: Sequence[int]) -> list[int]:
+        return page_checksums(self.memory.view, self.page_bytes, pages)
+
+    def page(self, page: int) -> bytes:
+        return bytes(self.memory.view[page * self.page_bytes : (page + 1) * self.page_bytes])
+
+    def close(self) -> None:
+        self.server.close()
+        self.memory.close()
+
+
+class Receiver:
+    """A fetcher over memory of zeroes, and the answers it gave."""
+
+    def __init__(self, *, page_bytes: int = 4096, num_pages: int = 64, secret: bytes = SECRET, **options) -> None:
+        self.page_bytes = page_bytes
+        self.memory = SharedMemory(page_bytes * num_pages)
+        self.fetcher = PageFetcher(memory=self.memory, page_bytes=page_bytes, layout=LAYOUT, secret=secret, **options)
+        self.results: dict[object, FetchResult] = {}
+        self.answers = 0
+        self._changed = threading.Condition()
+
+    def start(
+        self,
+        peer: PeerAddress,
+        source: Sequence[int],
+        target: Sequence[int],
+        *,
+        key: object = "job",
+        checksums: Sequence[int] = (),
+        deadline: float = float("inf"),
+    ) -> None:
+        self.results.pop(key, None)
+        job = FetchJob(
+            key=key,
+            peer=peer,
+            source_pages=source,
+            target_pages=target,
+            checksums=checksums,
+            deadline=deadline,
+        )
+        self.fetcher.fetch(job, self._done)
+
+    def wait(self, key: object = "job") -> FetchResult:
+        with self._changed:
+            assert self._changed.wait_for(lambda: key in self.results, WAIT_S), f"no answer for {key}"
+            return self.results[key]
+
+    def wait_turning(self, clock: FakeClock, *, seconds: float, key: object = "job") -> FetchResult:
+        """Wait while the clock runs on, `seconds` at a time: for time limits that begin in other threads."""
+        with self._changed:
+            for _ in range(600):
+                if self._changed.wait_for(lambda: key in self.results, 0.05):
+                    return self.results[key]
+                clock.advance(seconds)
+        raise AssertionError(f"no answer for {key}")
+
+    def fetch(self, peer: PeerAddress, source: Sequence[int], target: Sequence[int], **options) -> FetchResult:
+        self.start(peer, source, target, **options)
+        return self.wait(options.get("key", "job"))
+
+    def page(self, page: int) -> bytes:
+        return bytes(self.memory.view[page * self.page_bytes : (page + 1) * self.page_bytes])
+
+    def close(self) -> None:
+        self.fetcher.close()
+        self.memory.close()
+
+    def _done(self, result: FetchResult) -> None:
+        with self._changed:
+            self.results[result.key] = result
+            self.answers += 1
+            self._changed.notify_all()
+
+
+class Gate:
+    """Faults that hold copies of chosen keys before their bytes are written, until the gate is opened."""
+
+    def __init__(self, *, keys: set[object] | None = None, transport: str | None = None, after_bytes: int = 0) -> None:
+        self.reached = threading.Event()
+        self._open = threading.Event()
+        self._keys = keys
+        self._transport = transport
+        self._after_bytes = after_bytes
+
+    def open(self) -> None:
+        self._open.set()
+
+    def before_copy(self, site: CopySite) -> None:
+        if self._keys is not None and site.key not in self._keys:
+            return
+        if self._transport not in (None, site.transport) or site.done_bytes < self._after_bytes:
+            return
+        self.reached.set()
+        assert self._open.wait(WAIT_S), "the test forgot to open the gate"
+
+    def after_copy(self, site: CopySite, landed: memoryview) -> None:
+        pass
+
+
+class Breaker:
+    """Faults that fail every attempt on `broken` transports, and flip a bit of all that lands over `corrupting`
+    ones."""
+
+    def __init__(self, *, broken: set[str] = frozenset(), corrupting: set[str] = frozenset()) -> None:
+        self.broken = set(broken)
+        self.corrupting = set(corrupting)
+        self.seen: list[str] = []
+
+    def before_copy(self, site: CopySite) -> None:
+        self.seen.append(site.transport)
+        if site.transport in self.broken:
+            raise InjectedFault(f"{site.transport} is broken on purpose")
+
+    def after_copy(self, site: CopySite, landed: memoryview) -> None:
+        if site.transport in self.corrupting:
+            landed[0] ^= 1
+
+
+class PeerProcess:
+    """A peer in a process of its own, which ends with this one at the latest."""
+
+    def __init__(self, *, boot: int, page_bytes: int = 4096, num_pages: int = 64) -> None:
+        root = Path(__file__).parents[2]
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(boot), str(page_bytes), str(num_pages)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
+        assert self._process.stdout is not None
+        self.ticket = msgspec.json.decode(self._process.stdout.readline(), type=RegionTicket)
+        self.address = PeerAddress(f"replica-{boot}", boot, "127.0.0.1", 1)
+        self.content = pattern(boot, page_bytes * num_pages).reshape(num_pages, page_bytes)
+
+    def page(self, page: int) -> bytes:
+        return self.content[page].tobytes()
+
+    def stop(self) -> None:
+        """SIGSTOP, and wait until it has taken effect."""
+        os.kill(self._process.pid, signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)
+
+    def resume(self) -> None:
+        os.kill(self._process.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(WAIT_S)
+
+    def close(self) -> None:
+        self.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+@contextlib.contextmanager
+def closing(*things) -> Iterator[tuple]:
+    """`close` all of them at the end, the last first."""
+    with contextlib.ExitStack() as stack:
+        for thing in things:
+            stack.callback(thing.close)
+        yield things
+
+
+def open_fds() -> dict[str, str]:
+    """What this process has open: descriptor to what it is."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    return found
+
+
+def main() -> None:
+    boot, page_bytes, num_pages = map(int, sys.argv[1:])
+    with closing(ServedPool(boot=boot, page_bytes=page_bytes, num_pages=num_pages)) as (pool,):
+        sys.stdout.buffer.write(msgspec.json.encode(pool.ticket) + b"\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
