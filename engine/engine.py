@@ -17,15 +17,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Sequence
-from typing import Protocol
-
-import torch
 
 from engine.audit import AuditReport, audit
-from engine.batch import Batch, Piece, pack_batch
+from engine.batch import Piece, pack_batch
 from engine.config import EngineConfig
+from engine.interfaces import Model, TokenSampler
 from engine.kv_manager import KVManager
 from engine.kv_spec import KVPool
+from engine.limits import RequestTooLong, sequence_limit
 from engine.outputs import StepOutput, TokenOutput
 from engine.page_allocator import PageState
 from engine.request import Request, RequestStatus
@@ -34,46 +33,9 @@ from engine.scheduler import Scheduled, Scheduler
 from engine.stopping import Stopper, StopTextFactory
 from protocol.rooms import Load
 
+__all__ = ["Engine", "RequestTooLong"]
+
 _LOG = logging.getLogger(__name__)
-
-
-class ModelLimits(Protocol):
-    """What the engine asks of a model's configuration."""
-
-    @property
-    def max_position_embeddings(self) -> int: ...
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]: ...
-
-
-class Model(Protocol):
-    """What the engine asks of a model."""
-
-    @property
-    def config(self) -> ModelLimits: ...
-
-    def forward(self, batch: Batch, pool: KVPool) -> torch.Tensor:
-        """Write the batch's K and V into the pool; logits float32 `[rows, vocab]` of `batch.logit_rows`."""
-
-
-class TokenSampler(Protocol):
-    """What the engine asks of a sampler."""
-
-    def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
-        """One token for each row of `logits` float32 `[rows, vocab]`."""
-
-
-class RequestTooLong(ValueError):
-    """The prompt can never fit this engine, whatever else it holds."""
-
-    def __init__(self, num_tokens: int, max_tokens: int) -> None:
-        super().__init__(
-            f"the prompt has {num_tokens} tokens, but this model and its KV pool hold sequences of at most "
-            f"{max_tokens} tokens with room to generate; shorten the prompt"
-        )
-        self.num_tokens = num_tokens
-        self.max_tokens = max_tokens
 
 
 class Engine:
@@ -112,6 +74,8 @@ class Engine:
         self._stoppers: dict[Hashable, Stopper] = {}
         self._rows: dict[Hashable, SampleRow] = {}
         self._registrations = 0
+        self._stalled = False
+        """Whether nothing could be scheduled the last time, and nothing has changed since."""
 
     # ---- requests in ----------------------------------------------------------------------------------------
 
@@ -175,6 +139,7 @@ class Engine:
     def drained(self, key: Hashable) -> None:
         """No write to the pages quarantined under `key` can land any more. Raises KeyError for an unknown key."""
         self._memory.drained(key)
+        self._stalled = False
 
     def release(self, key: Hashable) -> None:
         """A retained request's pages are needed no more.
@@ -190,8 +155,11 @@ class Engine:
     # ---- a step ---------------------------------------------------------------------------------------------
 
     def has_work(self) -> bool:
-        """Whether a step could do something: some request is running or waiting."""
-        return bool(self._scheduler.running or self._scheduler.waiting)
+        """Whether a step could do something.
+
+        False too while requests wait for pages that only another verb can free, so that the caller can sleep.
+        """
+        return bool(self._scheduler.running) or (bool(self._scheduler.waiting) and not self._stalled)
 
     def step(self) -> StepOutput:
         """Compute one batch. An error in the model or the sampler ends the requests of that batch and no others; logits
@@ -199,6 +167,7 @@ class Engine:
         """
         output = StepOutput()
         work = self._scheduler.schedule()
+        self._stalled = not work
         if not work:
             return output
         sampling = [item.request for item in work if item.request.num_computed + item.count == item.request.num_tokens]
@@ -307,21 +276,10 @@ class Engine:
         """Refuse what can never be served, and set the request's length limit."""
         if request.key in self._requests or request.key in self._memory.quarantined:
             raise ValueError(f"there is a request {request.key!r} already; keys must differ")
-        longest = self.max_context - 1
-        if request.num_tokens > longest:
-            raise RequestTooLong(request.num_tokens, longest)
-        if request.sampling.stop and self._stop_texts is None:
-            raise ValueError(
-                f"request {request.key!r} has stop strings, but this engine has no tokenizer; use stop_token_ids"
-            )
-        request.limit = min(request.num_prompt_tokens + request.sampling.max_tokens, self.max_context)
-        if request.num_tokens >= request.limit:
-            raise ValueError(
-                f"request {request.key!r} has {request.num_generated} generated tokens already and may have "
-                f"{request.sampling.max_tokens} in all; there is nothing left to generate"
-            )
+        request.limit = sequence_limit(request, max_context=self.max_context, has_text=self._stop_texts is not None)
 
     def _register(self, request: Request) -> None:
+        self._stalled = False
         self._requests[request.key] = request
         self._stoppers[request.key] = Stopper(
             request, eos_token_ids=self._model.config.eos_token_ids, stop_texts=self._stop_texts
@@ -355,6 +313,7 @@ class Engine:
         self._forget(request)
 
     def _forget(self, request: Request) -> None:
+        self._stalled = False
         del self._requests[request.key]
         del self._stoppers[request.key]
         self._rows.pop(request.key, None)

@@ -152,6 +152,25 @@ def test_quarantined_pages_go_to_nobody_until_drained() -> None:
         engine.drained("r")
 
 
+def test_an_engine_that_can_do_nothing_says_so() -> None:
+    engine, _ = toy_engine(pages=8)
+    _prefill(engine, "kept", _prompt(20))
+    assert engine.reserve(request("held", _prompt(9, 1), 9))
+    engine.add(request("waits", _prompt(9, 2), 3))
+    assert engine.has_work()
+    assert not step(engine).tokens
+    assert not engine.has_work(), "stepping again could change nothing"
+    engine.abort("held", quarantine=True)
+    assert engine.has_work()
+    assert not step(engine).tokens
+    assert not engine.has_work()
+    engine.drained("held")
+    assert engine.has_work()
+    assert tokens_of(run(engine)["waits"]) == toy_generate(_prompt(9, 2), 3)
+    engine.release("kept")
+    assert_idle(engine)
+
+
 def test_quarantine_spares_shared_pages() -> None:
     engine, _ = toy_engine()
     engine.add(request("before", _prompt(16), 1))

@@ -15,7 +15,8 @@ import torch
 
 from engine.batch import Batch
 from engine.config import EngineConfig
-from engine.engine import Engine, TokenSampler
+from engine.engine import Engine
+from engine.interfaces import TokenSampler
 from engine.kv_spec import KVCacheSpec, KVPool
 from engine.sampling import Sampled, SampleRow
 from engine.stopping import StopTextFactory

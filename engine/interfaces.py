@@ -1,0 +1,39 @@
+"""What the engine asks of the model and the sampler it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from engine.batch import Batch
+from engine.kv_spec import KVPool
+from engine.sampling import Sampled, SampleRow
+
+
+class ModelLimits(Protocol):
+    """The part of a model's configuration that the engine reads."""
+
+    @property
+    def max_position_embeddings(self) -> int: ...
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]: ...
+
+
+class Model(Protocol):
+    """One forward pass over packed tokens."""
+
+    @property
+    def config(self) -> ModelLimits: ...
+
+    def forward(self, batch: Batch, pool: KVPool) -> torch.Tensor:
+        """Write the batch's K and V into the pool; logits float32 `[rows, vocab]` of `batch.logit_rows`."""
+
+
+class TokenSampler(Protocol):
+    """Logits to tokens. `engine.sampling.LogitsError` names rows from which none can be chosen."""
+
+    def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
+        """One token for each row of `logits` float32 `[rows, vocab]`."""
