@@ -14,7 +14,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from protocol.codec import MAX_FRAME_BYTES, AnyMessage, FrameReader, ProtocolError, encode_frame
 from protocol.handshake import Challenge, Hello, LinkRole, Ping, Pong, RegionTicket, Welcome
@@ -113,8 +113,7 @@ class Link(asyncio.Protocol):
     # ---- asyncio.Protocol ---------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's has its methods but is no instance of it
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
