@@ -31,10 +31,15 @@ from protocol.rooms import (
     Abort,
     Closed,
     Delivered,
+    Handoff,
     Join,
     Message,
+    Offer,
+    OpenDecode,
+    OpenGenerate,
     OpenPrefill,
     Reservation,
+    Room,
     StepFrame,
     TokenEvent,
 )
@@ -235,18 +240,22 @@ class EngineThread:
                 run()
 
     def _receive(self, link_id: str, message: AnyMessage) -> None:
-        if isinstance(message, OpenPrefill | Join | Reservation | Delivered):
-            self._prefill.handle(link_id, message)
-        elif isinstance(message, Abort | Closed) and self._concerns_prefill(link_id, message):
-            self._prefill.handle(link_id, message)
-        else:
-            self._decode.handle(link_id, message)
+        match message:
+            case OpenPrefill() | Join() | Reservation() | Delivered():
+                self._prefill.handle(link_id, message)
+            case OpenDecode() | OpenGenerate() | Offer() | Handoff():
+                self._decode.handle(link_id, message)
+            case Abort() | Closed():
+                half = self._prefill if self._is_for_prefill(link_id, message.room) else self._decode
+                half.handle(link_id, message)
+            case _:
+                log.warning("%s sent %s, which no replica takes", link_id, type(message).__name__)
 
-    def _concerns_prefill(self, link_id: str, message: Abort | Closed) -> bool:
-        """A decode peer speaks to our prefill half; a router to whichever half has the room."""
+    def _is_for_prefill(self, link_id: str, room: Room) -> bool:
+        """Decode peers speak to our prefill half, prefill peers to our decode half, a router to the one it opened."""
         if link_id in self._decode_peers:
             return True
-        return link_id in self._routers and message.room in self._prefill.rooms
+        return link_id in self._routers and room in self._prefill.rooms
 
     def _flush(self) -> None:
         now = time.monotonic()

@@ -46,15 +46,23 @@ class PeerLinks:
         self._counter = itertools.count(1)
         self._by_id: dict[str, Link] = {}
         self._ids: dict[Link, str] = {}
+        self._outgoing: dict[PeerAddress, str] = {}
+        """Written by the engine thread, cleared by the event loop; each is one atomic operation."""
         self._waiting: dict[str, list[Message]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     # ---- called from the engine thread ----------------------------------------------------------------------
 
     def connect(self, address: PeerAddress) -> str:
-        """The id of a new link to a prefill replica; `LinkLost` follows if it cannot be made."""
-        link_id = f"{address.replica_id}@{address.boot}#{next(self._counter)}"
-        self._loop.call_soon_threadsafe(self._start_connecting, link_id, address)
+        """The id of the link to a prefill replica, made now if there is none; `LinkLost` follows if it cannot be made.
+
+        An id is taken out of `_outgoing` before its loss is posted, so whoever got it here hears of that loss.
+        """
+        link_id = self._outgoing.get(address)
+        if link_id is None:
+            link_id = f"{address.replica_id}@{address.boot}#{next(self._counter)}"
+            self._outgoing[address] = link_id
+            self._loop.call_soon_threadsafe(self._start_connecting, link_id, address)
         return link_id
 
     # ---- called on the event loop -----------------------------------------------------------------------------
@@ -108,6 +116,7 @@ class PeerLinks:
 
     async def _connect(self, link_id: str, address: PeerAddress) -> None:
         def lost(link: Link, why: str) -> None:
+            self._outgoing.pop(address, None)
             self._detach(address)
             self.lost(link, why)
 
@@ -123,10 +132,14 @@ class PeerLinks:
         except LinkError as error:
             log.warning("cannot reach prefill replica: %s", error)
             del self._waiting[link_id]
+            self._outgoing.pop(address, None)
             self._post(LinkLost(link_id))
             return
-        if link.region is not None:
-            self._attach(address, link.region)
         self._add(link_id, link)
+        if link.region is not None:
+            try:
+                self._attach(address, link.region)
+            except ValueError as error:
+                link.fail(f"pages of {address.replica_id} cannot be taken: {error}")
         for message in self._waiting.pop(link_id):
             link.send(message)

@@ -158,7 +158,7 @@ class ReplicaWorker:
             secret=config.secret,
             replica_id=config.replica_id,
             boot=self.boot,
-            region=self._pages.ticket,
+            region=self._pages.ticket(),
             on_up=self._links.accepted,
             on_message=self._links.received,
             on_lost=self._links.lost,

@@ -1,7 +1,7 @@
 """What a replica tells of itself: a snapshot of plain values twice a second, and how long each stage of a room took.
 
-The engine thread writes (`observe`, `publish`), the event loop reads (`latest`, `take_observations`) and passes on to the
-directory and to Ray's metrics, so that exporting never costs a step anything.
+The engine thread writes (`observe`, `publish`), the event loop reads (`latest`, `take_observations`) and passes on to
+the directory and to Ray's metrics, so that exporting never costs a step anything.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class StateReporter:
         return taken
 
     def publish(self, engine: Engine, prefill: PrefillHalf, decode: DecodeHalf) -> None:
-        """Take a snapshot. Between requests it also balances the books; counting pages is too slow for a busy moment."""
+        """Take a snapshot. When idle it also balances the books; counting pages is too slow for a busy moment."""
         state: dict[str, Any] = {
             "load": msgspec.structs.asdict(engine.load()),
             "prefill": {"rooms": _by_state(prefill), "counters": _plain(prefill.counters)},
