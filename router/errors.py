@@ -64,6 +64,6 @@ def room_failed(code: FailureCode, detail: str, *, epochs: int, retry_after_s: i
     if code is FailureCode.DEADLINE:
         return ApiError(504, f"a replica ran out of time: {detail}", kind="timeout_error", code="deadline_exceeded")
     message = f"the request failed on {epochs} attempt{'s' if epochs > 1 else ''}, the last with {code.value}: {detail}"
-    if code in (FailureCode.INTERNAL, FailureCode.REFUSED):
+    if code is FailureCode.INTERNAL:
         return ApiError(500, message, kind="server_error", code=code.value)
     return overloaded(503, message + "; try again", code=code.value, retry_after_s=retry_after_s)

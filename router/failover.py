@@ -9,6 +9,9 @@ from protocol.rooms import AbortReason, FailureCode
 from router.pairing import Route, RouteRequest
 from router.replica_view import ReplicaKey, ReplicaView
 
+_NOT_ITS_FAULT = frozenset({FailureCode.LEASE_EXPIRED, FailureCode.REFUSED})
+"""A lease says that decode had no space in time; a refusal, that the other half had failed already."""
+
 
 class Failover:
     """Remembers one sequence's failures."""
@@ -27,7 +30,7 @@ class Failover:
         if code is FailureCode.PEER_LOST:
             if other is not None:
                 self._avoid.add(other.key)
-        elif code is not FailureCode.LEASE_EXPIRED:  # a lease says that decode was full, not that prefill is broken
+        elif code not in _NOT_ITS_FAULT:
             self._avoid.add(view.key)
         return AbortReason.PEER_FAILED
 
