@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import mmap
 import os
 import subprocess
@@ -109,7 +110,7 @@ def test_spans_are_the_pages_in_order_and_as_few_as_can_be(source, target, max_p
     spans = coalesce(source, target)
     moves = [(span.source + i, span.target + i) for span in spans for i in range(span.length)]
     assert moves == list(zip(source, target, strict=True))
-    for one, other in zip(spans, spans[1:], strict=False):
+    for one, other in itertools.pairwise(spans):
         assert (one.source + one.length, one.target + one.length) != (other.source, other.target)
     pieces = list(blocks(spans, max_pages=max_pages))
     moves = [(span.source + i, span.target + i) for block in pieces for span in block for i in range(span.length)]

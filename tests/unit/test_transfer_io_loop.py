@@ -1,0 +1,100 @@
+"""The loop behind all sockets: calls in order, timers on the clock given, and bugs that stay where they are."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+from transfer_pools import WAIT_S, FakeClock, open_fds
+
+from transfer.io_loop import READ, WRITE, IoLoop
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def loop(clock):
+    loop = IoLoop(name="test", clock=clock)
+    yield loop
+    loop.close(timeout_s=WAIT_S)
+
+
+def sync(loop):
+    """Wait until the loop has run all that was asked of it so far."""
+    done = threading.Event()
+    loop.call_soon(done.set)
+    assert done.wait(WAIT_S)
+
+
+def test_calls_run_in_order_in_the_loops_thread(loop):
+    seen = []
+    for number in range(100):
+        loop.call_soon(lambda number=number: seen.append((number, threading.current_thread().name)))
+    sync(loop)
+    assert seen == [(number, "test") for number in range(100)]
+
+
+def test_timers_follow_the_clock(loop, clock):
+    seen, last = [], threading.Event()
+    loop.call_at(clock() + 10, lambda: (seen.append("late"), last.set()))
+    loop.call_at(clock() + 5, lambda: seen.append("early"))
+    cancelled = loop.call_at(clock() + 7, lambda: seen.append("never"))
+    cancelled.cancel()
+    sync(loop)
+    assert seen == []
+    clock.advance(20)
+    assert last.wait(WAIT_S)
+    assert seen == ["early", "late"]
+
+
+def test_cancelled_timers_do_not_pile_up(loop, clock):
+    for _ in range(10_000):
+        loop.call_at(clock() + 1000, lambda: None).cancel()
+    assert len(loop._timers) < 1000
+
+
+def test_a_failing_callback_takes_nothing_along(loop, caplog):
+    loop.call_soon(lambda: 1 // 0)
+    sync(loop)
+    assert "division" in caplog.text
+
+
+def test_sockets_are_watched_until_they_are_forgotten(loop):
+    one, other = socket.socketpair()
+    seen, ready = [], threading.Event()
+
+    def readable():
+        seen.append(one.recv(10))
+        ready.set()
+
+    with one, other:
+        loop.call_soon(lambda: loop.watch(one, WRITE, lambda: loop.watch(one, READ, readable)))
+        other.send(b"a")
+        assert ready.wait(WAIT_S)
+        loop.call_soon(lambda: (loop.forget(one), loop.forget(one)))
+        sync(loop)
+        other.send(b"b")
+        sync(loop)
+        assert seen == [b"a"]
+
+
+def test_close_runs_what_is_ready_and_leaves_nothing(clock):
+    fds, threads = open_fds(), set(threading.enumerate())
+    loop, seen = IoLoop(name="test", clock=clock), []
+    loop.call_soon(lambda: loop.call_soon(lambda: seen.append("last")))
+    loop.close(timeout_s=WAIT_S)
+    loop.close(timeout_s=WAIT_S)
+    assert seen == ["last"]
+    assert (open_fds(), set(threading.enumerate())) == (fds, threads)
+
+
+def test_close_says_when_a_callback_hangs(clock):
+    loop, release = IoLoop(name="test", clock=clock), threading.Event()
+    loop.call_soon(lambda: release.wait(WAIT_S))
+    with pytest.raises(TimeoutError, match="test is still busy"):
+        loop.close(timeout_s=0.01)
+    release.set()
