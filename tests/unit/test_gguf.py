@@ -1,0 +1,303 @@
+"""GGUF files: their tensors and config against the model they were written from, conversion, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from tokenizers import pre_tokenizers
+from transformers import LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen3MoeConfig
+
+from engine.model.gguf.convert import convert_gguf
+from engine.model.gguf.folder import FolderTaken, is_converted
+from engine.model.gguf.reader import GgufFile, UnsupportedGguf
+from engine.model.loader import load_model
+from tests.unit.tiny_models import SIZES, PagedRun, random_sequences, reference_logits, save_random_model
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+MERGES = ["Ġ Ġ", "ĠĠ Ġ", "h i"]
+TOKENS = SPECIAL + sorted(pre_tokenizers.ByteLevel.alphabet()) + ["ĠĠ", "ĠĠĠ", "hi"]
+VOCAB = len(TOKENS)
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_up_proj": "ffn_gate_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
+}
+
+
+def in_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows in the order that converters to GGUF give Llama's q and k."""
+    return weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def stored_tensors(model: PreTrainedModel, architecture: str) -> dict[str, np.ndarray]:
+    config: Any = model.config
+    tensors: dict[str, np.ndarray] = {}
+    for name, parameter in model.state_dict().items():
+        stem, _, kind = name.rpartition(".")
+        if kind not in ("weight", "bias"):
+            stem, kind = name, "weight"
+        layer = stem.removeprefix("model.layers.").partition(".")
+        inside = layer[2] if stem.startswith("model.layers.") else stem
+        prefix = f"blk.{layer[0]}." if stem.startswith("model.layers.") else ""
+        value = parameter.numpy()
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        if architecture == "llama" and inside in ("self_attn.q_proj", "self_attn.k_proj"):
+            heads = config.num_attention_heads if "q_proj" in inside else config.num_key_value_heads
+            value = in_pairs(value, heads)
+        if NAMES[inside] == "ffn_gate_up_exps":
+            gate, up = np.split(value, 2, axis=1)
+            tensors |= {f"{prefix}ffn_gate_exps.{kind}": gate, f"{prefix}ffn_up_exps.{kind}": up}
+        else:
+            tensors[f"{prefix}{NAMES[inside]}.{kind}"] = value
+    return tensors
+
+
+def write_gguf(path: Path, model: PreTrainedModel, architecture: str, **changes: Any) -> Path:
+    config: Any = model.config
+    writer = gguf.GGUFWriter(path, changes.pop("declared", architecture))
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if architecture == "qwen3moe":
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if changes.pop("sentencepiece", False):
+        add_sentencepiece(writer)
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(changes.pop("pre", "smollm"))
+        writer.add_token_list(TOKENS)
+        writer.add_token_merges(MERGES)
+        writer.add_token_types([3] * 3 + [1] * (VOCAB - 3))
+        writer.add_add_bos_token(changes.pop("add_bos", False))
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(2)
+    writer.add_chat_template("{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}")
+    for name, value in (stored_tensors(model, architecture) | changes.pop("tensors", {})).items():
+        if name == "blk.0.ffn_down.weight":
+            packed = gguf.quantize(value, gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(name, np.ascontiguousarray(value))
+    assert not changes
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def add_sentencepiece(writer: gguf.GGUFWriter) -> None:
+    """`▁hi` grows out of its letters by the scores; everything else falls back to bytes."""
+    pieces = ["▁", "h", "i", "▁h", "▁hi"]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces])
+    writer.add_token_scores([0.0] * 259 + [-10.0, -9.0, -8.0, -1.0, -2.0])
+    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * len(pieces))
+    writer.add_unk_token_id(0)
+
+
+LLAMA = LlamaConfig(**(SIZES | {"vocab_size": VOCAB, "num_key_value_heads": 2, "tie_word_embeddings": True}))
+MOE = Qwen3MoeConfig(
+    **(SIZES | {"vocab_size": VOCAB, "num_key_value_heads": 2, "head_dim": 32, "num_experts": 4}),
+    num_experts_per_tok=2,
+    moe_intermediate_size=32,
+    norm_topk_prob=True,
+)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, Path]:
+    folder: Path = tmp_path_factory.mktemp("gguf")
+    model = save_random_model(LLAMA, folder / "source")
+    path = write_gguf(folder / "tiny.gguf", model, "llama")
+    with torch.no_grad():  # what the file holds after rounding
+        weight = model.get_parameter("model.layers.0.mlp.down_proj.weight")
+        packed = gguf.quantize(weight.numpy(), gguf.GGMLQuantizationType.Q8_0)
+        weight.copy_(torch.from_numpy(gguf.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)))
+    return model, path
+
+
+@pytest.mark.parametrize(("config", "architecture"), [(LLAMA, "llama"), (MOE, "qwen3moe")])
+def test_a_gguf_file_is_served_as_it_is(config: PretrainedConfig, architecture: str, tmp_path: Path) -> None:
+    reference = save_random_model(config, tmp_path / "source")
+    path = write_gguf(tmp_path / "tiny.gguf", reference, architecture)
+    ours = load_model(path, dtype="float32", num_threads=1)
+    sequences = random_sequences([30])
+    run = PagedRun(ours, sequences)
+    run.finish(1000)
+    tolerance = 0.1 if architecture == "llama" else 1e-4  # one tensor of the former is rounded to 8 bits
+    torch.testing.assert_close(run.logits[0], reference_logits(reference, sequences[0]), atol=tolerance, rtol=1e-4)
+
+
+def test_tensors_equal_what_transformers_reads(llama: tuple[PreTrainedModel, Path]) -> None:
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    model, path = llama
+    theirs = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
+    ours = GgufFile(path)
+    assert set(ours) == set(theirs)
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_conversion_gives_a_folder_that_transformers_loads(llama: tuple[PreTrainedModel, Path], tmp_path: Path) -> None:
+    model, path = llama
+    folder = convert_gguf(path, tmp_path / "out", dtype="float32")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    expected = model.state_dict()
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    assert loaded.config.eos_token_id == 2
+    assert loaded.config.rms_norm_eps == model.config.rms_norm_eps
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.eos_token_id == 2
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert rendered == "<|im_start|>hi<|im_end|>"
+    assert tokenizer(rendered)["input_ids"] == [1, TOKENS.index("hi"), 2]
+
+
+def test_smollms_rule_cuts_digits_off_first(llama: tuple[PreTrainedModel, Path], tmp_path: Path) -> None:
+    folder = convert_gguf(llama[1], tmp_path / "out")
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert tokenizer.encode("hi   12").tokens == ["hi", "ĠĠĠ", "1", "2"]
+    assert tokenizer.decode(tokenizer.encode("hi   12 é🎉").ids) == "hi   12 é🎉"
+
+
+def test_a_beginning_token_is_added_where_the_file_asks_for_it(tmp_path: Path) -> None:
+    model = save_random_model(LLAMA, tmp_path / "source")
+    folder = convert_gguf(write_gguf(tmp_path / "a.gguf", model, "llama", add_bos=True), tmp_path / "out")
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert tokenizer.encode("hi").tokens == ["<|im_start|>", "hi"]
+    assert tokenizer.encode("hi", add_special_tokens=False).tokens == ["hi"]
+
+
+def test_a_sentencepiece_vocabulary(tmp_path: Path) -> None:
+    config = LlamaConfig(**(LLAMA.to_dict() | {"vocab_size": 264}))
+    model = save_random_model(config, tmp_path / "source")
+    folder = convert_gguf(write_gguf(tmp_path / "a.gguf", model, "llama", sentencepiece=True), tmp_path / "out")
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert tokenizer.encode("hi hi").tokens == ["<s>", "▁hi", "▁hi"]
+    assert tokenizer.encode("hi</s>z").tokens == ["<s>", "▁hi", "</s>", "<0x7A>"]
+    assert tokenizer.decode(tokenizer.encode("hi é").ids, skip_special_tokens=True) == "hi é"
+
+
+def test_a_second_conversion_does_nothing(llama: tuple[PreTrainedModel, Path], tmp_path: Path) -> None:
+    said: list[str] = []
+    folder = convert_gguf(llama[1], tmp_path / "out", source="here", report=said.append)
+    assert is_converted(folder, source="here")
+    assert not is_converted(folder, source="elsewhere")
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    said.clear()
+    convert_gguf(llama[1], tmp_path / "out", source="here", report=said.append)
+    assert said == []
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_racing_conversions_leave_one_complete_folder(llama: tuple[PreTrainedModel, Path], tmp_path: Path) -> None:
+    said: list[str] = []
+    threads = [
+        threading.Thread(target=convert_gguf, args=(llama[1], tmp_path / "out"), kwargs={"report": said.append})
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert sum(line.startswith("wrote") for line in said) == 1
+    assert load_model(tmp_path / "out", num_threads=1).config.vocab_size == VOCAB
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["out"]
+
+
+def test_a_failed_conversion_leaves_nothing(tmp_path: Path) -> None:
+    model = save_random_model(LLAMA, tmp_path / "source")
+    path = write_gguf(tmp_path / "a.gguf", model, "llama", pre="nobody-knows")
+    with pytest.raises(UnsupportedGguf, match="nobody-knows"):
+        convert_gguf(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["source"]
+
+
+def test_a_folder_of_others_is_left_alone(llama: tuple[PreTrainedModel, Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "letter.txt").write_text("dear")
+    with pytest.raises(FolderTaken, match="out"):
+        convert_gguf(llama[1], tmp_path / "out")
+    assert (tmp_path / "out" / "letter.txt").read_text() == "dear"
+
+
+def test_an_unknown_architecture_is_named(llama: tuple[PreTrainedModel, Path], tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "a.gguf", llama[0], "llama", declared="bloom")
+    with pytest.raises(UnsupportedGguf, match="bloom"):
+        load_model(path, num_threads=1)
+
+
+def test_an_unknown_tensor_is_named(llama: tuple[PreTrainedModel, Path], tmp_path: Path) -> None:
+    extra = {"blk.0.attn_sinks.weight": np.zeros(4, np.float32)}
+    path = write_gguf(tmp_path / "a.gguf", llama[0], "llama", tensors=extra)
+    with pytest.raises(UnsupportedGguf, match="attn_sinks"):
+        load_model(path, num_threads=1)
+
+
+def test_a_damaged_file_is_named(llama: tuple[PreTrainedModel, Path], tmp_path: Path) -> None:
+    path = tmp_path / "half.gguf"
+    path.write_bytes(llama[1].read_bytes()[:2000])
+    with pytest.raises(UnsupportedGguf, match=r"half\.gguf cannot be read"):
+        load_model(path, num_threads=1)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_llama3s_rotary_divisors_become_its_rule(known: bool, tmp_path: Path) -> None:
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    plain = LlamaConfig(**(LLAMA.to_dict() | {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}))
+    scaled = LlamaConfig(**(LLAMA.to_dict() | {"rope_parameters": rope}))
+    one, other = (transformers.AutoModelForCausalLM.from_config(c).model.rotary_emb.inv_freq for c in (plain, scaled))
+    divisors = (one / other).numpy() * (1.0 if known else np.linspace(1, 1.5, len(one)))
+    model = save_random_model(plain, tmp_path / "source")
+    tensors = {"rope_freqs.weight": divisors.astype(np.float32)}
+    path = write_gguf(tmp_path / "a.gguf", model, "llama", tensors=tensors)
+    if known:
+        config = json.loads(json.dumps(GgufFile(path).config()))
+        assert config["rope_scaling"] == {key: value for key, value in rope.items() if key != "rope_theta"}
+    else:
+        with pytest.raises(UnsupportedGguf, match="rotary divisors"):
+            load_model(path, num_threads=1)
