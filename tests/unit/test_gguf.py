@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import transformers
 from tokenizers import pre_tokenizers
 from transformers import LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen3MoeConfig
 
-from engine.model.gguf.convert import convert_gguf
+from engine.model.gguf.convert import cached_conversion, convert_gguf
 from engine.model.gguf.folder import FolderTaken, is_converted
 from engine.model.gguf.reader import GgufFile, UnsupportedGguf
 from engine.model.loader import load_model
@@ -224,6 +226,21 @@ def test_a_second_conversion_does_nothing(llama: tuple[PreTrainedModel, Path], t
     convert_gguf(llama[1], tmp_path / "out", source="here", report=said.append)
     assert said == []
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_file_is_kept_converted_until_it_changes(
+    llama: tuple[PreTrainedModel, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = Path(shutil.copy(llama[1], tmp_path / "mine.gguf"))
+    said: list[str] = []
+    folder = cached_conversion(path, report=said.append)
+    assert folder.parent == tmp_path / "cache" / "pd-serve"
+    assert cached_conversion(path, report=said.append) == folder
+    assert len(said) == 3
+    os.utime(path, ns=(1, 1))
+    assert cached_conversion(path, report=said.append) == folder
+    assert len(said) == 6
 
 
 def test_racing_conversions_leave_one_complete_folder(llama: tuple[PreTrainedModel, Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from engine.model.config import DTYPES
-from engine.model.gguf.folder import is_converted, locked, replacing
+from engine.model.gguf.folder import cache_folder, is_converted, locked, replacing
 from engine.model.gguf.reader import GgufFile
 from engine.model.gguf.tokenizer import build_tokenizer, tokenizer_config
 
@@ -42,6 +43,20 @@ def convert_gguf(
             _write(file, folder, dtype, report)
     report(f"wrote {out_folder}")
     return out_folder
+
+
+def cached_conversion(gguf_path: Path, *, report: Callable[[str], None] = print) -> Path:
+    """The file as a model folder in the user's cache, converted at first use and again when the file has changed.
+
+    For processes that need a folder, tokenizer included, where the user named a GGUF file. Raises as `convert_gguf`.
+    """
+    resolved = gguf_path.resolve()
+    if not resolved.is_file():
+        raise FileNotFoundError(f"there is no GGUF file at {gguf_path}")
+    place = hashlib.sha256(str(resolved).encode()).hexdigest()[:12]
+    state = resolved.stat()
+    source = f"{resolved} ({state.st_size} bytes of {state.st_mtime_ns})"
+    return convert_gguf(resolved, cache_folder() / f"{resolved.stem}-{place}", source=source, report=report)
 
 
 def _write(file: GgufFile, folder: Path, dtype: str, report: Callable[[str], None]) -> None:

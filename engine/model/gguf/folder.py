@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -20,6 +21,12 @@ _MARKER = "converted.json"
 
 class FolderTaken(ValueError):
     """The target folder holds something that this converter did not write."""
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `$XDG_CACHE_HOME/pd-serve`, below `~/.cache` where the variable is unset."""
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(cache) / "pd-serve"
 
 
 def is_converted(folder: Path, *, source: str, dtype: str = "bfloat16") -> bool:
