@@ -10,8 +10,9 @@ import asyncio
 
 from protocol.codec import AnyMessage
 from protocol.endpoints import Identity
-from protocol.rooms import AbortReason, Closed, Job, RoomFailed, StepFrame
+from protocol.rooms import Closed, Job, RoomFailed, StepFrame
 from router.config import RouterConfig
+from router.errors import overloaded
 from router.generation import Generation, GenerationServices, GenerationState
 from router.membership import MemberTable
 from router.metrics import RouterMetrics
@@ -103,8 +104,10 @@ class Dispatcher:
 
     async def close(self) -> None:
         """Abort what is open and end the links."""
+        message = "the router is shutting down; try again"
+        error = overloaded(503, message, code="shutting_down", retry_after_s=self._config.retry_after_s)
         for generation in list(self.generations.values()):
-            generation.abort(AbortReason.DRAINING)
+            generation.give_up(error)
         await self.members.close()
 
     # ---- inner workings -----------------------------------------------------------------------------------------

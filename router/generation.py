@@ -168,6 +168,11 @@ class Generation:
             self._halves.abort(reason)
             self._end(GenerationState.ABORTED)
 
+    def give_up(self, error: ApiError) -> None:
+        """End it from the router's side; both halves hear, and the client gets `error`."""
+        self.abort(AbortReason.DRAINING)
+        self._stream.fail(error)
+
     # ---- inner workings -------------------------------------------------------------------------------------
 
     def _logged(self, event: TokenEvent, now: float) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from router.api.fields import ApiModel, invalid, read_body
 from router.api.openai import OpenAIFields, OpenAIFrame
@@ -24,11 +24,19 @@ class TextPart(ApiModel):
     text: str
 
 
+def _as_parts(content: Any) -> Any:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        raise ValueError("give a text, or a list of text parts")
+    return content
+
+
 class ChatMessage(ApiModel):
     unsupported = {"tool_calls": ([],), "function_call": (), "tool_call_id": (), "audio": (), "refusal": ()}
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Annotated[list[TextPart], BeforeValidator(_as_parts)]
     name: str | None = None
 
     @pydantic.model_validator(mode="before")
@@ -45,7 +53,7 @@ class ChatMessage(ApiModel):
 
     def for_template(self) -> dict[str, Any]:
         """As templates know messages: developer messages are system messages, parts are lines of one text."""
-        content = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        content = "\n".join(part.text for part in self.content)
         message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content}
         if self.name is not None:
             message["name"] = self.name

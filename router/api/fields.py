@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
@@ -45,15 +45,20 @@ def read_body(model: type[Model], body: bytes) -> Model:
     return read_object(model, decode_object(body))
 
 
-def read_object(model: type[Model], value: Mapping[str, Any], *, within: str = "") -> Model:
-    """As `read_body`, for an object already decoded; `within` is its path in the body."""
+def read_object(
+    model: type[Model], value: Mapping[str, Any], *, within: str = "", known: Collection[str] = ()
+) -> Model:
+    """As `read_body`, for an object already decoded.
+
+    `within` is its path in the body; `known` are names beyond the model's that an unknown one may have meant.
+    """
     fields = {name: field for name, field in value.items() if field is not None}
     for name in fields.keys() & model.unsupported.keys():
         if fields.pop(name) not in model.unsupported[name]:
             message = f"{within}{name} is not supported; leave it out"
             raise ApiError(400, message, param=within + name, code="unsupported_parameter")
     for name in fields.keys() - model.model_fields.keys():
-        raise _unknown(model, within, name)
+        raise _unknown([*model.model_fields, *known], within, name)
     try:
         return model.model_validate(fields)
     except pydantic.ValidationError as error:
@@ -65,8 +70,8 @@ def invalid(param: str, message: str) -> ApiError:
     return ApiError(400, f"{param}: {message}", param=param, code="invalid_value")
 
 
-def _unknown(model: type[ApiModel], within: str, name: str) -> ApiError:
-    near = difflib.get_close_matches(name, model.model_fields, n=1)
+def _unknown(known: Sequence[str], within: str, name: str) -> ApiError:
+    near = difflib.get_close_matches(name, known, n=1)
     remedy = f"did you mean {near[0]}?" if near else "leave it out"
     message = f"{within}{name} is not a parameter of this API; {remedy}"
     return ApiError(400, message, param=within + name, code="unknown_parameter")

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from protocol.sampling import FinishReason, SamplingParams
-from router.api.fields import ApiModel, decode_object, invalid, read_object
+from router.api.fields import ApiModel, decode_object, invalid, read_object, shown
 from router.api.openai import make_work
 from router.api.prompts import ModelText, read_prompts
 from router.api.response import DONE, encode, event
@@ -65,7 +65,7 @@ class GenerateRequest(ApiModel):
 
     text: Any = None
     input_ids: Any = None
-    sampling_params: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
+    sampling_params: Any = Field(default_factory=dict)
     stream: bool = False
     rid: str | None = Field(None, min_length=1, max_length=128)
     """The client's own id for the request, given back in meta_info."""
@@ -137,6 +137,8 @@ async def parse_generate(body: bytes, model: ModelText) -> tuple[Work, list[Sequ
     prompts = await read_prompts(given, model, param=param)
     nested = request.sampling_params
     each = nested if isinstance(nested, list) else [nested] * len(prompts)
+    if not all(isinstance(fields, dict) for fields in each):
+        raise invalid("sampling_params", f"{shown(nested)} holds no parameters; give an object, or a list of objects")
     if len(each) != len(prompts):
         raise invalid("sampling_params", f"{len(each)} objects for {len(prompts)} prompts; give one for each")
     parsed = [
@@ -164,7 +166,8 @@ def _split(body: bytes) -> tuple[GenerateRequest, Mapping[str, Any]]:
     fields = decode_object(body)
     sampling = NativeSampling.model_fields.keys() | NativeSampling.unsupported.keys()
     beside = {name: value for name, value in fields.items() if name in sampling}
-    return read_object(GenerateRequest, {name: value for name, value in fields.items() if name not in sampling}), beside
+    rest = {name: value for name, value in fields.items() if name not in sampling}
+    return read_object(GenerateRequest, rest, known=NativeSampling.model_fields), beside
 
 
 def _check_kind(param: str, given: Any) -> None:

@@ -74,7 +74,7 @@ class ModelText:
         if wanted > left:
             total = prompt_tokens + wanted
             detail = f"the prompt has {prompt_tokens} tokens and {limit_name} asks for {wanted} more, {total} in all"
-            raise self._too_long(param, f"{detail}; shorten the prompt or lower {limit_name}")
+            raise self._too_long(limit_name, f"{detail}; shorten the prompt or lower {limit_name}")
         return wanted
 
     def _too_long(self, param: str, detail: str) -> ApiError:

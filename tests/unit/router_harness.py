@@ -285,8 +285,8 @@ class RouterHarness:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         return Call(self.app, "POST", path, data, headers or {}, reading=reading)
 
-    def get(self, path: str) -> Call:
-        return Call(self.app, "GET", path, b"", {})
+    def get(self, path: str, *, headers: dict[str, str] | None = None) -> Call:
+        return Call(self.app, "GET", path, b"", headers or {})
 
     def complete(self, **fields: Any) -> Call:
         """A streamed completion of a short prompt."""

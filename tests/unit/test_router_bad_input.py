@@ -1,0 +1,283 @@
+"""Whatever a client sends, it is told what is wrong with it, and the next request works."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from router_harness import TEXT, Call, RouterHarness, running_router
+
+from protocol.membership import ReplicaRole
+
+USER = [{"role": "user", "content": "hi"}]
+CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
+
+
+@pytest.fixture
+async def router(tmp_path: Path) -> AsyncIterator[RouterHarness]:
+    async with running_router(tmp_path, max_body_bytes=20_000, max_sequences_per_request=8) as harness:
+        await harness.add("both", ReplicaRole.AGGREGATED, automatic=True)
+        yield harness
+
+
+async def refused(router: RouterHarness, path: str, body: Any, status: int = 400) -> dict[str, Any]:
+    """The error object of a refusal, after which the router still serves and holds nothing."""
+    call = await router.post(path, body).done()
+    assert call.status == status, call.body
+    assert call.headers["content-type"] == "application/json"
+    error = call.json["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    await router.idle()
+    assert (await router.complete(stream=False, max_tokens=100).done()).json["choices"][0]["text"] == TEXT
+    return error
+
+
+FIELDS = [
+    # every API's sampling fields, by their common names
+    ({"temperature": -1}, "temperature", "-1"),
+    ({"temperature": 1e9}, "temperature", "less than or equal to 2"),
+    ({"temperature": "hot"}, "temperature", '"hot"'),
+    ({"top_p": 0}, "top_p", "greater than 0"),
+    ({"top_p": 1.5}, "top_p", "1.5"),
+    ({"top_k": -5}, "top_k", "-5"),
+    ({"top_k": 1.5}, "top_k", "1.5"),
+    ({"min_p": -0.1}, "min_p", "-0.1"),
+    ({"repetition_penalty": 0}, "repetition_penalty", "greater than 0"),
+    ({"presence_penalty": 3}, "presence_penalty", "3"),
+    ({"frequency_penalty": -3}, "frequency_penalty", "-3"),
+    ({"logit_bias": {"x": 1}}, "logit_bias", "not a token id"),
+    ({"logit_bias": {"5": 1000}}, "logit_bias", "1000"),
+    ({"logit_bias": {"99999": 1}}, "logit_bias", "99999"),
+    ({"stop": ""}, "stop[0]", "at least 1 character"),
+    ({"stop": ["a"] * 40}, "stop", "32"),
+    ({"stop": 5}, "stop", "5"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids[0]", "-1"),
+    ({"stop_token_ids": [99999]}, "stop_token_ids", "99999"),
+    ({"ignore_eos": "yes"}, "ignore_eos", '"yes"'),
+    ({"n": 0}, "n", "0"),
+    ({"n": 9}, "n", "limit of 8"),
+    ({"n": True}, "n", "true"),
+    ({"regex": "a+"}, "regex", "not supported"),
+    ({"temprature": 1}, "temprature", "did you mean temperature?"),
+    ({"stream": "yes"}, "stream", '"yes"'),
+    ({"xyzzy": 1}, "xyzzy", "leave it out"),
+]
+OPENAI_FIELDS = [
+    ({"max_tokens": 0}, "max_tokens", "0"),
+    ({"max_tokens": -3}, "max_tokens", "-3"),
+    ({"max_tokens": "many"}, "max_tokens", '"many"'),
+    ({"max_tokens": 2.5}, "max_tokens", "2.5"),
+    ({"max_tokens": 10**30}, "max_tokens", "10000"),
+    ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "9 is more than max_tokens"),
+    ({"seed": 1.5}, "seed", "1.5"),
+    ({"seed": 2**64}, "seed", "18446744073709551616"),
+    ({"model": 5}, "model", "5"),
+    ({"stream_options": {"include": 1}}, "stream_options.include", "not a parameter"),
+    ({"metadata": {"a": 1}}, "metadata.a", "1"),
+]
+CHAT_FIELDS = [
+    ({"messages": []}, "messages", "at least 1 item"),
+    ({"messages": "hi"}, "messages", '"hi"'),
+    ({"messages": [{"role": "king", "content": "hi"}]}, "messages[0].role", '"king"'),
+    ({"messages": [{"role": "user"}]}, "messages[0].content", "missing"),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "5"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type", "image_url"),
+    ({"messages": [{"role": "tool", "content": "5"}]}, "messages[0].role", '"tool"'),
+    ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages[0]", "tool_calls"),
+    ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+    ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+    ({"top_logprobs": 3}, "top_logprobs", "set logprobs to true"),
+    ({"logprobs": True, "top_logprobs": 50}, "top_logprobs", "50"),
+    ({"max_completion_tokens": -1}, "max_completion_tokens", "-1"),
+]
+COMPLETION_FIELDS = [
+    ({"prompt": ""}, "prompt", "empty"),
+    ({"prompt": []}, "prompt", "non-empty list"),
+    ({"prompt": [""]}, "prompt", "empty"),
+    ({"prompt": [[]]}, "prompt[0]", "empty"),
+    ({"prompt": 5}, "prompt", "5"),
+    ({"prompt": {"a": 1}}, "prompt", "no prompt"),
+    ({"prompt": ["a", 5]}, "prompt", "no prompt"),
+    ({"prompt": [True]}, "prompt", "no prompt"),
+    ({"prompt": [-1]}, "prompt", "-1 at position 0"),
+    ({"prompt": [5, 10**9]}, "prompt", "1000000000 at position 1"),
+    ({"prompt": ["a"] * 9}, "prompt", "limit of 8"),
+    ({"suffix": "x"}, "suffix", "not supported"),
+    ({"echo": True}, "echo", "not supported"),
+    ({"logprobs": -1}, "logprobs", "-1"),
+]
+NATIVE_FIELDS = [
+    ({"text": None}, "text", "either text or input_ids"),
+    ({"input_ids": [5]}, "text", "not both"),
+    ({"text": ""}, "text", "empty"),
+    ({"text": [5]}, "text", "input_ids"),
+    ({"text": None, "input_ids": ["a"]}, "input_ids", "no token id"),
+    ({"text": None, "input_ids": []}, "input_ids", "non-empty"),
+    ({"sampling_params": {"temperature": -1}}, "sampling_params.temperature", "-1"),
+    ({"sampling_params": {"max_new_tokens": 0}}, "sampling_params.max_new_tokens", "0"),
+    ({"sampling_params": {"max_tokens": 5}}, "sampling_params.max_tokens", "did you mean"),
+    ({"sampling_params": {"json_schema": "{}"}}, "sampling_params.json_schema", "not supported"),
+    ({"sampling_params": [{}, {}]}, "sampling_params", "2 objects for 1 prompts"),
+    ({"sampling_params": 5}, "sampling_params", "5"),
+    ({"logprob_start_len": 0}, "logprob_start_len", "not supported"),
+    ({"rid": ""}, "rid", "at least 1"),
+]
+
+
+async def check(router: RouterHarness, path: str, body: dict[str, Any], param: str, words: str) -> None:
+    error = await refused(router, path, body)
+    assert error["param"] == param
+    assert words in error["message"]
+
+
+@pytest.mark.parametrize(("fields", "param", "words"), [*FIELDS, *OPENAI_FIELDS, *CHAT_FIELDS])
+async def test_chat_fields(router: RouterHarness, fields: dict[str, Any], param: str, words: str) -> None:
+    await check(router, CHAT, {"messages": USER, **fields}, param, words)
+
+
+@pytest.mark.parametrize(("fields", "param", "words"), [*FIELDS, *OPENAI_FIELDS, *COMPLETION_FIELDS])
+async def test_completion_fields(router: RouterHarness, fields: dict[str, Any], param: str, words: str) -> None:
+    await check(router, COMPLETIONS, {"prompt": "hi", **fields}, param, words)
+
+
+@pytest.mark.parametrize(("fields", "param", "words"), [*FIELDS, *NATIVE_FIELDS])
+async def test_native_fields(router: RouterHarness, fields: dict[str, Any], param: str, words: str) -> None:
+    await check(router, GENERATE, {"text": "hi", **fields}, param, words)
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, GENERATE, "/tokenize", "/detokenize"])
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b'{"temperature": NaN}', "not valid JSON"),
+        (b"[" * 10_000, "not valid JSON"),
+        (b"[]", "send a JSON object"),
+        (b'"hi"', "send a JSON object"),
+        (b"null", "send a JSON object"),
+    ],
+)
+async def test_bodies_that_are_no_request(router: RouterHarness, path: str, body: bytes, words: str) -> None:
+    assert words in (await refused(router, path, body))["message"]
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/tokenize"])
+async def test_unknown_model(router: RouterHarness, path: str) -> None:
+    body = {"model": "gpt-17", "messages": USER} if path == CHAT else {"model": "gpt-17", "prompt": "hi"}
+    error = await refused(router, path, body, 404)
+    assert error["code"] == "model_not_found"
+    assert "'gpt-17'" in error["message"]
+    assert "'tiny'" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        (COMPLETIONS, {"prompt": [5] * 256}, ("256 tokens", "has 256 tokens")),
+        (COMPLETIONS, {"prompt": [5] * 200, "max_tokens": 57}, ("256", "200 tokens", "57 more", "lower max_tokens")),
+        (COMPLETIONS, {"prompt": "x " * 300}, ("256", "tokens")),
+        (COMPLETIONS, {"prompt": "x" * 15_000}, ("256", "at least")),
+        (CHAT, {"messages": [{"role": "user", "content": "x " * 300}]}, ("256", "tokens")),
+        (CHAT, {"messages": USER, "max_completion_tokens": 250}, ("256", "250 more", "lower max_completion_tokens")),
+        (GENERATE, {"input_ids": [5] * 300}, ("256", "300")),
+        (GENERATE, {"text": "hi", "max_new_tokens": 300}, ("256", "300 more", "lower max_new_tokens")),
+    ],
+)
+async def test_too_long_names_both_lengths(
+    router: RouterHarness, path: str, body: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    error = await refused(router, path, body)
+    assert error["code"] == "context_length_exceeded"
+    for word in words:
+        assert word in error["message"]
+
+
+async def test_the_longest_prompt_that_fits_is_served(router: RouterHarness) -> None:
+    call = await router.complete(prompt=[5] * 255, max_tokens=1, stream=False).done()
+    assert call.status == 200
+
+
+async def test_body_over_the_limit(router: RouterHarness) -> None:
+    error = await refused(router, COMPLETIONS, {"prompt": "x" * 30_000}, 413)
+    assert "20000" in error["message"]
+    call = Call(router.app, "POST", COMPLETIONS, b"{}", {"Content-Length": "99999999"})
+    assert (await call.done()).status == 413
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "0", "nan", "inf"])
+async def test_request_timeout_header(router: RouterHarness, value: str) -> None:
+    call = await router.post(COMPLETIONS, {"prompt": "hi"}, headers={"X-Request-Timeout": value}).done()
+    assert call.status == 400
+    assert call.json["error"]["param"] == "X-Request-Timeout"
+
+
+async def test_fields_that_ask_for_nothing_are_accepted(router: RouterHarness) -> None:
+    body = {
+        "messages": [
+            {
+                "role": "developer",
+                "content": [{"type": "text", "text": "be brief"}, {"type": "text", "text": "be kind"}],
+            },
+            {"role": "assistant", "content": "yes", "tool_calls": None, "refusal": None},
+            {"role": "user", "content": "hi", "name": "ann"},
+        ],
+        "model": "tiny",
+        "tools": None,
+        "tool_choice": "none",
+        "response_format": {"type": "text"},
+        "user": "someone",
+        "metadata": {"a": "b"},
+        "stop": None,
+        "seed": -7,
+        "logit_bias": {"5": -100, "6": 3.5},
+        "stream_options": None,
+        "chat_template_kwargs": {"enable_thinking": False},
+        "service_tier": "auto",
+    }
+    call = await router.post(CHAT, body).done()
+    assert call.status == 200, call.body
+    replica = next(iter(router.members))
+    sampling = replica.opens[-1].job.sampling
+    assert sampling.logit_bias == {5: -100, 6: 3.5}
+    assert 0 <= sampling.seed < 2**63
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nowhere", 404), ("GET", CHAT, 405), ("POST", "/v1/models", 405), ("GET", "/v1/models/other", 404)],
+)
+async def test_wrong_paths_and_methods(router: RouterHarness, method: str, path: str, status: int) -> None:
+    call = await Call(router.app, method, path, b"", {}).done()
+    assert call.status == status
+    assert path in call.json["error"]["message"] or "other" in call.json["error"]["message"]
+
+
+async def test_models(router: RouterHarness) -> None:
+    (card,) = (await router.get("/v1/models").done()).json["data"]
+    assert (card["id"], card["object"], card["max_model_len"]) == ("tiny", "model", 256)
+    assert (await router.get("/v1/models/tiny").done()).json == card
+
+
+async def test_tokenize_and_back(router: RouterHarness) -> None:
+    one = (await router.post("/tokenize", {"prompt": "grüße 😀"}).done()).json
+    assert one["count"] == len(one["tokens"])
+    assert one["max_model_len"] == 256
+    bare = (await router.post("/tokenize", {"prompt": "grüße 😀", "add_special_tokens": False}).done()).json
+    assert one["tokens"][1:] == bare["tokens"]
+    many = (await router.post("/tokenize", {"prompt": ["a", "grüße 😀"]}).done()).json
+    assert many["tokens"][1] == one["tokens"]
+    assert many["count"] == [len(ids) for ids in many["tokens"]]
+    assert (await router.post("/detokenize", {"tokens": one["tokens"]}).done()).json == {"text": "grüße 😀"}
+    assert (await router.post("/detokenize", {"tokens": many["tokens"]}).done()).json == {"text": ["a", "grüße 😀"]}
+    shown = await router.post("/detokenize", {"tokens": one["tokens"], "skip_special_tokens": False}).done()
+    assert shown.json == {"text": "<s>grüße 😀"}
+
+
+@pytest.mark.parametrize("tokens", [[], ["a"], [-1], [10**9], [1.5], [[1], 2], "a"])
+async def test_detokenize_refuses_what_are_no_tokens(router: RouterHarness, tokens: Any) -> None:
+    assert (await refused(router, "/detokenize", {"tokens": tokens}))["param"].startswith("tokens")
