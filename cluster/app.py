@@ -2,9 +2,9 @@
 
 `build_app` composes the deployments of one cluster from its configuration: routers (the HTTP ingress), one pool of
 replicas per role, and the directory through which they find each other.
-"""
 
-from __future__ import annotations
+Annotations are not deferred in this file: Serve reads `build_app`'s to know what `args` are.
+"""
 
 import logging
 import os
@@ -22,7 +22,7 @@ from cluster.replica import Replica
 from cluster.router import Router
 from protocol.membership import ReplicaRole
 
-log = logging.getLogger("ray.serve")
+log = logging.getLogger(__name__)
 
 SECRET_VARIABLE = "PD_CLUSTER_SECRET"
 _MANY_REQUESTS = 100_000  # the router has limits of its own, and answers in the API's words
@@ -64,6 +64,7 @@ def _directory() -> Deployment:
         num_replicas=1,
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=_MANY_REQUESTS,
+        logging_config={"enable_access_log": False},
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=1.0,
         health_check_period_s=2.0,

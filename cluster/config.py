@@ -117,7 +117,7 @@ class ClusterConfig(Section):
     model: ModelSection = ModelSection()
     page_size: int = Field(default=16, ge=1)
     """Tokens in a KV page, in every replica: pages move between them as they are."""
-    prefill: ReplicaSection = ReplicaSection(max_total_tokens=16384)
+    prefill: ReplicaSection = ReplicaSection()
     decode: ReplicaSection = ReplicaSection()
     aggregated: ReplicaSection = ReplicaSection()
     """The pool of `mode: aggregated`."""

@@ -17,15 +17,17 @@ import time
 from typing import Any
 
 from cluster.member_book import MemberBook, Snapshot
+from cluster.serve_logs import log_where_serve_does
 from protocol.membership import Member
 
-log = logging.getLogger("ray.serve")
+log = logging.getLogger(__name__)
 
 
 class Directory:
     """Serve deployment. Every method is cheap but `watch`, which waits."""
 
     def __init__(self, timeout_s: float) -> None:
+        log_where_serve_does()
         self._book = MemberBook(boot=time.time_ns(), timeout_s=timeout_s, started_at=time.monotonic())
         self._states: dict[str, dict[str, Any]] = {}
         self._changed = asyncio.Event()

@@ -8,6 +8,7 @@ supervisor's business.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import os
 import signal
@@ -103,28 +104,27 @@ def _start(application: _Application, options: argparse.Namespace, progress: Pro
 
     from cluster.app import build_app
 
-    ray.init(
+    context = ray.init(
         address="local",
         namespace="serve",
         object_store_memory=_OBJECT_STORE_BYTES,
         log_to_driver=False,
         logging_level="WARNING",
         _temp_dir=str(options.folder),
-        _node_ip_address="127.0.0.1",
     )
     if fetching is not None and fetching.wait() != 0:
         raise StartFailed("the embedded model could not be fetched; the reason stands above")
     progress(f"Ray is up; starting Serve behind {ingress_mode(os.environ).value}")
-    serve.start(http_options={"host": options.host, "port": options.port})
-    progress("starting the replicas, which load the model")
     try:
+        serve.start(http_options={"host": options.host, "port": options.port})
+        progress("starting the replicas, which load the model")
         serve.run(build_app(application.config), name=application.name, route_prefix=application.route_prefix)
     except RuntimeError as error:
         raise StartFailed(str(error)) from error
     url = f"http://{_reachable(options.host)}:{options.port}"
     _wait_until_healthy(url)
     progress("ready")
-    _print_usage(url, ray.get_runtime_context().gcs_address, str(ray.get_dashboard_url()))
+    _print_usage(url, context.address_info["gcs_address"], context.dashboard_url)
 
 
 def _set_environment(env_file: Path, folder: Path) -> None:
@@ -173,8 +173,9 @@ def _shut_down(progress: Progress) -> None:
     from ray import serve
 
     progress("draining and shutting down (once more to stop at once)")
-    serve.shutdown()
-    ray.shutdown()
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        serve.shutdown()  # Ray prints that its controller's end is a failure
+        ray.shutdown()
 
 
 def _end_with_parent() -> None:

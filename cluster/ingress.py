@@ -54,7 +54,7 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 def own_ports_and_paths(folder: Path) -> dict[str, str]:
     """Variables that keep this cluster's HAProxy apart from any other on the machine: its sockets lie in `folder`."""
-    metrics_port, fallback_port, fallback_grpc_port = _free_ports(3)
+    metrics_port, stats_port, fallback_port, fallback_grpc_port = _free_ports(4)
     return {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
@@ -62,6 +62,7 @@ def own_ports_and_paths(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc_port),
     }

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from cluster.member_book import MemberView, Snapshot
 from protocol.membership import Member
 
-log = logging.getLogger("ray.serve")
+log = logging.getLogger(__name__)
 
 _CALL_TIMEOUT_S = 5.0
 _RETRY_S = 0.5

@@ -21,7 +21,7 @@ from ray.util import metrics as ray_metrics
 
 from router.metrics import Counter, Gauge, Histogram
 
-log = logging.getLogger("ray.serve")
+log = logging.getLogger(__name__)
 
 _PERIOD_S = 2.0
 _PREFIX = "pd_"

@@ -22,12 +22,13 @@ from cluster.membership import Announcer
 from cluster.metrics_export import MetricsExporter
 from cluster.model_folder import model_folder
 from cluster.replica_readings import ReplicaReadings
+from cluster.serve_logs import log_where_serve_does
 from protocol.membership import ReplicaRole
 
 if TYPE_CHECKING:
     from cluster.worker import ReplicaWorker, WorkerConfig
 
-log = logging.getLogger("ray.serve")
+log = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 1.0  # of the shutdown budget, to sign off and close the ports
 
@@ -38,6 +39,7 @@ class Replica:
     async def __init__(  # type: ignore[misc]  # Serve awaits a constructor that is a coroutine
         self, config: ClusterConfig, role: ReplicaRole, secret: bytes, directory: DeploymentHandle[Any]
     ) -> None:
+        log_where_serve_does()
         section = config.pools[role.value]
         self._hang_timeout_s = section.hang_timeout_s
         self._drain_s = max(0.0, section.graceful_shutdown_timeout_s - _LAST_WORDS_S)

@@ -21,10 +21,11 @@ from cluster.ingress import ingress_mode
 from cluster.membership import MemberWatcher
 from cluster.metrics_export import MetricsExporter, readings_of
 from cluster.model_folder import context_length, model_folder, served_name
+from cluster.serve_logs import log_where_serve_does
 from router.app import build_asgi
 from router.config import RouterConfig
 
-log = logging.getLogger("ray.serve")
+log = logging.getLogger(__name__)
 
 
 class Router:
@@ -39,6 +40,7 @@ class Router:
     ) -> None:
         """`pools` are named here so that Serve deploys them with the application; requests reach them by links."""
         del pools
+        log_where_serve_does()
         router_id = serve.get_replica_context().replica_id.unique_id
         log.info("router %s: HTTP enters by %s", router_id, ingress_mode(os.environ).value)
         self._app: Starlette = build_asgi(_router_config(config, secret), router_id=router_id)

@@ -40,5 +40,5 @@ def test_a_line_that_is_no_assignment_is_refused_with_its_number(tmp_path: Path)
 def test_ports_differ_and_everything_lies_in_the_folder(tmp_path: Path) -> None:
     own = own_ports_and_paths(tmp_path)
     ports = [value for name, value in own.items() if name.endswith("_PORT")]
-    assert len(set(ports)) == len(ports) == 3
+    assert len(set(ports)) == len(ports) == 4
     assert all(value.startswith(str(tmp_path)) for name, value in own.items() if not name.endswith("_PORT"))
