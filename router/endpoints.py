@@ -64,6 +64,7 @@ class Endpoint(abc.ABC):
         except ClientGoneError:
             pass  # returning without a complete response makes the server close the connection
         finally:
+            exchange.close()
             core.metrics.requests.add(label=_CLIENT_CLOSED if exchange.status is None else str(exchange.status))
             core.metrics.request_s.observe(asyncio.get_running_loop().time() - began)
 

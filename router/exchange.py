@@ -23,14 +23,18 @@ class ClientGoneError(Exception):
 
 
 class Exchange:
-    """`status` is what went out, None until then."""
+    """`status` is what went out, None until then. Belongs to the task that first writes; `close` it at the end."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, send_timeout_s: float) -> None:
         self._scope = scope
         self._receive = receive
         self._send = send
         self._send_timeout_s = send_timeout_s
-        self._sending: asyncio.Timeout | None = None
+        self._writer: asyncio.Task[object] | None = None
+        self._write_began: float | None = None
+        """When the write that is under way began."""
+        self._cutting = False
+        self._watchdog: asyncio.TimerHandle | None = None
         self.status: int | None = None
 
     def header(self, name: bytes) -> str | None:
@@ -74,6 +78,8 @@ class Exchange:
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """Send the status line and headers."""
         self.status = status
+        self._writer = asyncio.current_task()
+        self._watch_writes()
         await self._bounded({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, data: bytes, *, more: bool) -> None:
@@ -98,17 +104,37 @@ class Exchange:
 
     def cut(self) -> None:
         """Give up a write that is blocked now, if there is one."""
-        if self._sending is not None:
-            self._sending.reschedule(asyncio.get_running_loop().time())
+        if self._write_began is not None and self._writer is not None and not self._cutting:
+            self._cutting = True
+            self._writer.cancel()
+
+    def close(self) -> None:
+        """No more is written."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+
+    def _watch_writes(self) -> None:
+        """Cut a write that takes too long. One timer for all writes: most take no time, and a timer each would."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        began = now if self._write_began is None else self._write_began
+        if now - began >= self._send_timeout_s:
+            self.cut()
+        else:
+            self._watchdog = loop.call_at(began + self._send_timeout_s, self._watch_writes)
 
     async def _bounded(self, message: Message) -> None:
+        self._write_began = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(self._send_timeout_s) as self._sending:
-                await self._send(message)
-        except (TimeoutError, OSError) as error:
+            await self._send(message)
+        except asyncio.CancelledError:
+            if self._cutting and self._writer is not None and self._writer.uncancel() == 0:
+                raise ClientGoneError from None
+            raise
+        except OSError as error:
             raise ClientGoneError from error
         finally:
-            self._sending = None
+            self._write_began = None
 
 
 def _too_big(size: int, limit: int) -> ApiError:

@@ -133,10 +133,11 @@ class Generation:
 
     def on_failed(self, message: RoomFailed, view: ReplicaView) -> None:
         """A half gave this room up."""
-        if message.room.epoch != self.epoch or self.state is not GenerationState.OPEN:
+        halves, code = self._halves, message.code
+        # A half that is over already (prefill's, once decode has begun) can fail as it likes.
+        if message.room.epoch != self.epoch or self.state is not GenerationState.OPEN or view not in halves.views:
             self._services.metrics.stale_messages.add()
             return
-        halves, code = self._halves, message.code
         other = halves.decode if view is halves.prefill else halves.prefill
         halves.close(view)
         if code in RETRYABLE:

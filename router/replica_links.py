@@ -60,6 +60,7 @@ class ReplicaLink:
 
     async def close(self) -> None:
         """End the link and the task that keeps it up."""
+        self.view.listed = False
         self._task.cancel()
         self._close_link()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -100,7 +101,8 @@ class ReplicaLink:
         self.view.link = None
         self.view.load = None
         self._lost.set()
-        _LOGGER.warning("lost the link to %s: %s", self.view.address.replica_id, why)
+        level = logging.WARNING if self.view.listed else logging.INFO
+        _LOGGER.log(level, "lost the link to %s: %s", self.view.address.replica_id, why)
         self._events.replica_lost(self.view, why)
 
     def _close_link(self) -> None:

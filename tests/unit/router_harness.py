@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
-from tiny_tokenizers import byte_level, save_model_folder
+from tiny_tokenizers import CHAT_TEMPLATE, byte_level, save_model_folder
 
 from protocol.codec import AnyMessage
 from protocol.endpoints import LinkServer
@@ -171,8 +171,16 @@ class Call:
     """One request made of the application directly, so that a test decides what is read and when the client leaves."""
 
     def __init__(
-        self, app: Starlette, method: str, path: str, body: bytes, headers: dict[str, str], *, reading: bool = True
+        self,
+        app: Starlette,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: dict[str, str],
+        *,
+        reading: bool = True,
     ) -> None:
+        """A body of None never arrives."""
         self.status: int | None = None
         self.headers: dict[str, str] = {}
         self.body = b""
@@ -302,9 +310,11 @@ class RouterHarness:
 
 
 @contextlib.asynccontextmanager
-async def running_router(folder: Path, **settings: Any) -> AsyncIterator[RouterHarness]:
+async def running_router(
+    folder: Path, *, chat_template: str | None = CHAT_TEMPLATE, **settings: Any
+) -> AsyncIterator[RouterHarness]:
     """A router over the tiny tokenizer, with 256 tokens of context unless told otherwise."""
-    save_model_folder(folder)
+    save_model_folder(folder, chat_template=chat_template)
     settings = {"context_length": 256, "secret": SECRET} | settings
     app = build_asgi(RouterConfig(model_name="tiny", tokenizer_folder=folder, **settings))
     async with app.router.lifespan_context(app):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from router_harness import TEXT, Call, RouterHarness, running_router
+from router_harness import TEXT, TOKENIZER, Call, RouterHarness, running_router
 
 from protocol.membership import ReplicaRole
 
@@ -281,3 +281,31 @@ async def test_tokenize_and_back(router: RouterHarness) -> None:
 @pytest.mark.parametrize("tokens", [[], ["a"], [-1], [10**9], [1.5], [[1], 2], "a"])
 async def test_detokenize_refuses_what_are_no_tokens(router: RouterHarness, tokens: Any) -> None:
     assert (await refused(router, "/detokenize", {"tokens": tokens}))["param"].startswith("tokens")
+
+
+async def test_long_prompts_are_tokenised_in_a_thread(tmp_path: Path) -> None:
+    async with running_router(tmp_path, thread_characters=3) as router:
+        replica = await router.add("both", ReplicaRole.AGGREGATED, automatic=True)
+        assert (await router.complete(prompt="the lazy dog", stream=False).done()).status == 200
+        assert TOKENIZER.decode(replica.opens[0].job.prompt) == "the lazy dog"
+
+
+async def test_a_model_without_chat_template_says_so(tmp_path: Path) -> None:
+    async with running_router(tmp_path, chat_template=None) as router:
+        call = await router.post(CHAT, {"messages": USER}).done()
+        assert call.status == 400
+        assert call.json["error"]["code"] == "no_chat_template"
+
+
+async def test_what_the_template_refuses_is_a_400(tmp_path: Path) -> None:
+    template = "{{ raise_exception('roles must alternate') }}"
+    async with running_router(tmp_path, chat_template=template) as router:
+        call = await router.post(CHAT, {"messages": USER}).done()
+        assert call.status == 400
+        assert "roles must alternate" in call.json["error"]["message"]
+
+
+async def test_a_body_that_does_not_arrive(tmp_path: Path) -> None:
+    async with running_router(tmp_path, body_timeout_s=0.02) as router:
+        call = await Call(router.app, "POST", CHAT, None, {}).done()
+        assert call.status == 408

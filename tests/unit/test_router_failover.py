@@ -9,7 +9,7 @@ import pytest
 from router_harness import TEXT, TEXT_IDS, TOKENIZER, Call, FakeReplica, RouterHarness, running_router, until
 
 from protocol.membership import ReplicaRole
-from protocol.rooms import AbortReason, FailureCode, Load, OpenDecode, OpenGenerate, OpenPrefill, Room
+from protocol.rooms import AbortReason, Delivered, FailureCode, Load, OpenDecode, OpenGenerate, OpenPrefill, Room
 from protocol.sampling import FinishReason
 
 EIGHT = TOKENIZER.decode(TEXT_IDS[:8])
@@ -89,7 +89,18 @@ async def test_prefill_lost_while_decode_runs_is_nobodys_business(router: Router
     assert router.metrics.failovers.total == 0
 
 
-async def test_decode_lost_before_and_after_the_first_token(router: RouterHarness) -> None:
+async def test_prefill_failing_while_decode_runs_is_nobodys_business(router: RouterHarness) -> None:
+    call, room, prefill, decode = await opened(router)
+    prefill.send(room, 0, TEXT_IDS[0])
+    decode.send(room, 1, TEXT_IDS[1])
+    await call.shows(TOKENIZER.decode(TEXT_IDS[1:2]))
+    prefill.fail(room, FailureCode.LEASE_EXPIRED)
+    await until(lambda: router.metrics.stale_messages.total == 1)
+    decode.send(room, 2, *TEXT_IDS[2:8], finish=FinishReason.LENGTH)
+    await completed(router, call)
+
+
+async def test_decode_lost_after_the_first_token(router: RouterHarness) -> None:
     call, room, prefill, decode = await opened(router)
     prefill.send(room, 0, TEXT_IDS[0])
     await call.shows("the")
@@ -305,3 +316,34 @@ async def test_a_restarted_replica_is_a_new_one(router: RouterHarness) -> None:
     assert (await router.complete(max_tokens=100).done()).streamed_text == TEXT
     assert len(again.opens) == 1
     assert len(decode.opens) == 2
+
+
+async def test_a_link_that_breaks_is_made_again(router: RouterHarness) -> None:
+    replica = await router.add("both", ReplicaRole.AGGREGATED)
+    call = router.complete()
+    room = (await replica.opened(OpenGenerate)).room
+    replica.send(room, 0, TEXT_IDS[0])
+    await call.shows("the")
+    replica.link.fail("as scripted")
+    await finish_whole(replica, 1, 1)  # the only replica, once it can be reached again
+    await completed(router, call)
+    assert router.metrics.link_losses["both"] == 1
+
+
+async def test_a_replica_that_talks_nonsense_is_cut_off(router: RouterHarness) -> None:
+    replica = await router.add("both", ReplicaRole.AGGREGATED)
+    link = replica.link
+    link.send(Delivered(Room("r", 0)))
+    await until(lambda: not link.is_open)
+    await until(lambda: router.view(replica).usable)
+
+
+async def test_an_unlisted_replica_that_cannot_be_reached_is_given_up(router: RouterHarness) -> None:
+    replica = FakeReplica("unreachable", ReplicaRole.AGGREGATED)
+    router.members[replica] = await replica.start()
+    replica.die()
+    router.update()
+    assert not router.view(replica).usable
+    router.remove(replica)
+    assert router.app.state.members.views == []
+    assert (await router.complete().done()).status == 503

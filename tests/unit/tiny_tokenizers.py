@@ -74,10 +74,10 @@ def metaspace() -> Tokenizer:
     return Tokenizer(backend, eos_token="</s>")
 
 
-def save_model_folder(folder: Path) -> Path:
+def save_model_folder(folder: Path, *, chat_template: str | None = CHAT_TEMPLATE) -> Path:
     """A model folder with what a router reads: tokenizer, chat template, no weights."""
     folder.mkdir(parents=True, exist_ok=True)
     byte_level_backend().save(str(folder / "tokenizer.json"))
-    config = {"bos_token": {"content": "<s>"}, "eos_token": "<|im_end|>", "chat_template": CHAT_TEMPLATE}
+    config = {"bos_token": {"content": "<s>"}, "eos_token": "<|im_end|>", "chat_template": chat_template}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
