@@ -9,7 +9,6 @@ threshold per row; tokens equal to it are all kept. Equal maxima go to the lowes
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,12 +34,29 @@ class Choice:
     """`[rows, 2]`: 32-bit noise keys."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Likeliest:
+    """What log-probabilities are made of."""
+
+    log_sums: npt.NDArray[np.float64]
+    """`[rows]`: log(sum(exp(logits)))."""
+    tokens: npt.NDArray[np.int64]
+    """`[rows, count]`: the likeliest tokens, best first; -1 where a row has fewer finite logits."""
+    logits: npt.NDArray[np.float32]
+    """`[rows, count]`: theirs."""
+
+
 class Chooser(Protocol):
-    """Chooses tokens from logits float32 `[rows, vocab]`, contiguous: int64 `[rows]`, -1 where no logit is finite."""
+    """Reads logits float32 `[rows, vocab]`, contiguous, NaN counting as -inf."""
 
-    def greedy(self, logits: torch.Tensor) -> npt.NDArray[np.int64]: ...
+    def greedy(self, logits: torch.Tensor) -> npt.NDArray[np.int64]:
+        """The first maximum of each row, `[rows]`; -1 where no logit is finite."""
 
-    def choose(self, logits: torch.Tensor, choice: Choice) -> npt.NDArray[np.int64]: ...
+    def choose(self, logits: torch.Tensor, choice: Choice) -> npt.NDArray[np.int64]:
+        """A token for each row, `[rows]`; -1 where no logit is finite."""
+
+    def likeliest(self, logits: torch.Tensor, count: int) -> Likeliest:
+        """The `count` likeliest tokens of each row (at most the vocabulary)."""
 
 
 class TorchChooser:
@@ -56,38 +72,45 @@ class TorchChooser:
             tokens[greedy] = self.greedy(logits[torch.from_numpy(greedy).to(logits.device)])
         drawn = np.flatnonzero(~greedy)
         if len(drawn):
-            scaled = logits[torch.from_numpy(drawn).to(logits.device)]
-            scaled = scaled / torch.from_numpy(choice.temperature[drawn]).to(logits.device)[:, None]
-            scaled.masked_fill_(torch.isnan(scaled), -torch.inf)
-            for place, row in enumerate(drawn.tolist()):
-                threshold = _threshold(
-                    scaled[place], int(choice.top_k[row]), float(choice.top_p[row]), choice.min_p_log[row]
-                )
-                if threshold > -math.inf:
-                    scaled[place].masked_fill_(scaled[place] < threshold, -torch.inf)
-            keys = torch.from_numpy(choice.keys[drawn]).to(logits.device)
-            tokens[drawn] = _first_argmax(scaled + gumbel_noise(keys, logits.shape[1]))
+            device = logits.device
+            scaled = logits[torch.from_numpy(drawn).to(device)]
+            scaled = scaled / torch.from_numpy(choice.temperature[drawn]).to(device)[:, None]
+            scaled = torch.where(torch.isnan(scaled), -torch.inf, scaled)
+            scaled.masked_fill_(scaled < _thresholds(scaled, choice, drawn), -torch.inf)
+            noise = gumbel_noise(torch.from_numpy(choice.keys[drawn]).to(device), logits.shape[1])
+            tokens[drawn] = _first_argmax(scaled + noise)
         return tokens
 
+    def likeliest(self, logits: torch.Tensor, count: int) -> Likeliest:
+        finite = torch.where(torch.isnan(logits), -torch.inf, logits)
+        values, tokens = torch.topk(finite, count, dim=1)
+        return Likeliest(
+            log_sums=torch.logsumexp(finite.to(torch.float64), dim=1).cpu().numpy(),
+            tokens=torch.where(torch.isfinite(values), tokens, -1).cpu().numpy(),
+            logits=values.cpu().numpy(),
+        )
 
-def _threshold(scaled: torch.Tensor, top_k: int, top_p: float, min_p_log: np.float32) -> float:
-    """The lowest of `scaled` `[vocab]` that all three filters keep; -inf when none is set."""
-    threshold = -math.inf
-    vocab_size = scaled.shape[0]
-    if 0 < top_k < vocab_size or top_p < 1.0:
-        ordered = torch.sort(scaled, descending=True).values
-        if 0 < top_k < vocab_size:
-            threshold = float(ordered[top_k - 1])
-            ordered = ordered[ordered >= threshold]
-        if top_p < 1.0:
-            mass = torch.exp(ordered.to(torch.float64) - ordered[0].to(torch.float64))
-            above = torch.cumsum(mass, 0) - mass
-            # Kept while what lies above has not reached top_p: always the first, up to the one that crosses it.
-            kept = int((above < top_p * mass.sum()).sum())
-            threshold = float(ordered[max(kept, 1) - 1])
-    if min_p_log > -np.inf:
-        threshold = max(threshold, float(np.float32(scaled.max().item()) + min_p_log))
-    return threshold
+
+def _thresholds(scaled: torch.Tensor, choice: Choice, drawn: npt.NDArray[np.int64]) -> torch.Tensor:
+    """float32 `[rows, 1]`: the lowest value that all filters of row `drawn[i]` keep of `scaled[i]`."""
+    device, vocab_size = scaled.device, scaled.shape[1]
+    thresholds = scaled.amax(dim=1, keepdim=True) + torch.from_numpy(choice.min_p_log[drawn]).to(device)[:, None]
+    sorting = np.flatnonzero((choice.top_k[drawn] > 0) | (choice.top_p[drawn] < 1))
+    if not len(sorting):
+        return thresholds
+    top_k, top_p = choice.top_k[drawn[sorting]].astype(np.int64), choice.top_p[drawn[sorting]]
+    ranks = np.where((top_k > 0) & (top_k < vocab_size), top_k, vocab_size)
+    rows = torch.from_numpy(sorting).to(device)
+    ordered = torch.sort(scaled[rows], dim=1, descending=True).values
+    by_rank = ordered.gather(1, torch.from_numpy(ranks).to(device)[:, None] - 1)
+    mass = torch.exp(ordered.to(torch.float64) - ordered[:, :1].to(torch.float64))
+    mass.masked_fill_(ordered < by_rank, 0.0)
+    needed = torch.from_numpy(top_p.astype(np.float64)).to(device)[:, None] * mass.sum(dim=1, keepdim=True)
+    # A token is kept while what lies above it has not reached top_p: the first always, up to the one that crosses it.
+    kept = (torch.cumsum(mass, dim=1) - mass < needed).sum(dim=1, keepdim=True).clamp_min(1)
+    by_mass = torch.where(torch.from_numpy(top_p < 1).to(device)[:, None], ordered.gather(1, kept - 1), by_rank)
+    thresholds[rows] = torch.maximum(thresholds[rows], torch.maximum(by_rank, by_mass))
+    return thresholds
 
 
 def _first_argmax(values: torch.Tensor) -> npt.NDArray[np.int64]:

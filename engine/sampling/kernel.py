@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from engine.kernels.build import KernelBuildError, build_library
-from engine.sampling.choose import Choice
+from engine.sampling.choose import Choice, Likeliest
 
 _DRAW = np.dtype(
     [
@@ -39,6 +39,12 @@ class KernelChooser:
         self._draw = library.pd_draw
         self._draw.argtypes = (pointer, i64, i64, pointer, pointer, pointer, i32)
         self._draw.restype = None
+        self._scratch_floats = library.pd_scratch_floats
+        self._scratch_floats.argtypes = (i64,)
+        self._scratch_floats.restype = i64
+        self._likeliest = library.pd_likeliest
+        self._likeliest.argtypes = (pointer, i64, i64, i64, pointer, pointer, pointer, pointer, i32)
+        self._likeliest.restype = None
         self._threads = num_threads
         self._scratch = np.empty(0, np.float32)
 
@@ -54,18 +60,37 @@ class KernelChooser:
         draws = np.empty(rows, _DRAW)
         for name in ("temperature", "top_k", "top_p", "min_p_log", "keys"):
             draws[name] = getattr(choice, name)
-        if len(self._scratch) < self._threads * 2 * vocab_size:
-            self._scratch = np.empty(self._threads * 2 * vocab_size, np.float32)
-        self._draw(
+        scratch = self._room_for(vocab_size)
+        address, threads = logits.data_ptr(), self._threads
+        self._draw(address, rows, vocab_size, draws.ctypes.data, scratch, tokens.ctypes.data, threads)
+        return tokens
+
+    def likeliest(self, logits: torch.Tensor, count: int) -> Likeliest:
+        rows, vocab_size = _checked(logits)
+        found = Likeliest(
+            log_sums=np.empty(rows, np.float64),
+            tokens=np.empty((rows, count), np.int64),
+            logits=np.empty((rows, count), np.float32),
+        )
+        self._likeliest(
             logits.data_ptr(),
             rows,
             vocab_size,
-            draws.ctypes.data,
-            self._scratch.ctypes.data,
-            tokens.ctypes.data,
+            count,
+            self._room_for(vocab_size),
+            found.log_sums.ctypes.data,
+            found.tokens.ctypes.data,
+            found.logits.ctypes.data,
             self._threads,
         )
-        return tokens
+        return found
+
+    def _room_for(self, vocab_size: int) -> int:
+        """The address of the scratch memory of all threads."""
+        needed = self._threads * self._scratch_floats(vocab_size)
+        if len(self._scratch) < needed:
+            self._scratch = np.empty(needed, np.float32)
+        return self._scratch.ctypes.data
 
 
 def _checked(logits: torch.Tensor) -> tuple[int, int]:

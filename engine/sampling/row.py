@@ -15,6 +15,9 @@ import numpy.typing as npt
 from engine.sampling.noise import position_key, sequence_key
 from protocol.sampling import SamplingParams
 
+_GREEDY_BELOW = 1e-5
+"""A temperature so low that dividing by it could overflow, and noise could not matter."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
@@ -76,7 +79,7 @@ class SampleRow:
     ) -> None:
         self.params = params
         self.position = len(generated)
-        self.greedy = params.temperature == 0.0
+        self.greedy = params.temperature < _GREEDY_BELOW
         penalised = (
             params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
         )

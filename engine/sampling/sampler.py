@@ -1,7 +1,7 @@
 """Logits to tokens for a whole batch, and their log-probabilities.
 
-The order of operations: log-probabilities of the raw logits for rows that ask; penalties, biases and bans
-(`edits.py`); then temperature, filters, noise and argmax (`choose.py`). Every step treats each row by itself, so a
+The order of operations: penalties, biases and bans (`edits.py`); then temperature, filters, noise and argmax
+(`choose.py`). Log-probabilities are of the logits before all of that. Every step treats each row by itself, so a
 row's token depends on its own logits and `SampleRow` alone, not on the batch it is in.
 """
 
@@ -17,6 +17,7 @@ import torch
 from engine.kernels.build import KernelBuildError
 from engine.sampling.choose import Choice, Chooser, TorchChooser
 from engine.sampling.edits import edit_logits
+from engine.sampling.jit import JitChooser
 from engine.sampling.kernel import KernelChooser
 from engine.sampling.row import Sampled, SampleRow
 
@@ -49,20 +50,36 @@ class Sampler:
             return []
         logits = logits.contiguous()
         asking = [index for index, row in enumerate(rows) if row.params.logprobs is not None]
-        raw = torch.log_softmax(logits[asking], dim=1) if asking else None
-        if any(row.edits_logits for row in rows):
+        edited = any(row.edits_logits for row in rows)
+        # Edits spoil the raw logits that log-probabilities are made of.
+        raw = logits if len(asking) == len(rows) and not edited else logits[asking]
+        if edited:
             edit_logits(logits, rows)
         if all(row.greedy for row in rows):
             chosen = self._chooser.greedy(logits)
         else:
             chosen = self._chooser.choose(logits, _choice_of(rows))
-        tokens = chosen.tolist()
+        tokens: list[int] = chosen.tolist()
         if min(tokens) < 0:
             raise LogitsError([index for index, token in enumerate(tokens) if token < 0])
         sampled = [Sampled(token) for token in tokens]
-        if raw is not None:
-            for place, index in enumerate(asking):
-                sampled[index] = _with_logprobs(raw[place], tokens[index], rows[index].params.logprobs or 0)
+        if asking:
+            wanted = [rows[index].params.logprobs or 0 for index in asking]
+            described = self._with_logprobs(raw, [tokens[index] for index in asking], wanted)
+            for index, with_logprobs in zip(asking, described, strict=True):
+                sampled[index] = with_logprobs
+        return sampled
+
+    def _with_logprobs(self, raw: torch.Tensor, tokens: list[int], wanted: list[int]) -> list[Sampled]:
+        """`tokens[i]`, chosen for row `i` of `raw`, with its logprob and those of the `wanted[i]` likeliest tokens."""
+        found = self._chooser.likeliest(raw, min(max(wanted), raw.shape[1]))
+        sums: list[float] = found.log_sums.tolist()
+        values = raw.gather(1, torch.tensor(tokens, device=raw.device)[:, None])[:, 0].tolist()
+        sampled = []
+        for row, (token, count) in enumerate(zip(tokens, wanted, strict=True)):
+            best = zip(found.tokens[row, :count].tolist(), found.logits[row, :count].tolist(), strict=True)
+            top = [(other, logit - sums[row]) for other, logit in best if other >= 0]
+            sampled.append(Sampled(token, values[row] - sums[row], top if count > 0 else None))
         return sampled
 
 
@@ -72,24 +89,15 @@ def _fastest_chooser(device: str, num_threads: int) -> Chooser:
     try:
         return KernelChooser(num_threads=num_threads)
     except KernelBuildError as error:
-        _LOG.warning("sampling with torch, which is slower: %s", error)
-        return TorchChooser()
+        _LOG.warning("no C++ sampling kernel here, falling back to numba (slower): %s", error)
+        return JitChooser()
 
 
 def _choice_of(rows: Sequence[SampleRow]) -> Choice:
     return Choice(
-        temperature=np.array([row.params.temperature for row in rows], np.float32),
+        temperature=np.array([0.0 if row.greedy else row.params.temperature for row in rows], np.float32),
         top_k=np.array([row.params.top_k for row in rows], np.int32),
         top_p=np.array([row.params.top_p for row in rows], np.float32),
         min_p_log=np.array([math.log(row.params.min_p) if row.params.min_p else -math.inf for row in rows], np.float32),
         keys=np.array([row.noise_key for row in rows], np.int64),
     )
-
-
-def _with_logprobs(logprobs: torch.Tensor, token: int, num_top: int) -> Sampled:
-    """`logprobs` float32 `[vocab]`."""
-    top: list[tuple[int, float]] | None = None
-    if num_top > 0:
-        best = torch.topk(logprobs, min(num_top, logprobs.shape[0]))
-        top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    return Sampled(token, float(logprobs[token]), top)

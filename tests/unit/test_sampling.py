@@ -12,6 +12,7 @@ import torch
 from engine.kernels.build import KernelBuildError
 from engine.sampling import LogitsError, Sampler, SampleRow
 from engine.sampling.choose import TorchChooser
+from engine.sampling.jit import JitChooser
 from engine.sampling.kernel import KernelChooser
 from engine.sampling.noise import gumbel_noise, position_key, sequence_key
 from protocol.sampling import SamplingParams
@@ -27,9 +28,11 @@ def kernel() -> KernelChooser:
         pytest.skip(str(error))
 
 
-@pytest.fixture(params=["torch", "kernel"])
+@pytest.fixture(params=["torch", "kernel", "numba"])
 def sampler(request: pytest.FixtureRequest) -> Sampler:
-    return Sampler(chooser=TorchChooser() if request.param == "torch" else request.getfixturevalue("kernel"))
+    if request.param == "kernel":
+        return Sampler(chooser=request.getfixturevalue("kernel"))
+    return Sampler(chooser=TorchChooser() if request.param == "torch" else JitChooser())
 
 
 def random_logits(rows: int, *, vocab: int = VOCAB, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
@@ -260,7 +263,7 @@ def mixed_params(rng: np.random.Generator) -> SamplingParams:
 
 
 @pytest.mark.parametrize("vocab", [1, 15, 16, 500, 513, 4099])
-def test_kernel_and_torch_choose_the_same(kernel: KernelChooser, vocab: int) -> None:
+def test_all_choosers_choose_the_same(kernel: KernelChooser, vocab: int) -> None:
     rng = np.random.default_rng(vocab)
     for scale in (0.1, 3.0, 30.0):
         logits = random_logits(40, vocab=vocab, seed=vocab, scale=scale)
@@ -270,12 +273,37 @@ def test_kernel_and_torch_choose_the_same(kernel: KernelChooser, vocab: int) -> 
         params = [mixed_params(rng) for _ in range(40)]
         params[3] = SamplingParams(seed=1, top_k=3)
         chosen = []
-        for chooser in (kernel, TorchChooser()):
+        for chooser in (kernel, TorchChooser(), JitChooser()):
             rows = [row(p) for p in params]
             good = [i for i in range(40) if bool(torch.isfinite(logits[i]).any())]
             sampled = Sampler(chooser=chooser).sample(logits[good].clone(), [rows[i] for i in good])
             chosen.append([s.token for s in sampled])
-        assert chosen[0] == chosen[1]
+        assert chosen[0] == chosen[1] == chosen[2]
+
+
+@pytest.mark.parametrize("vocab", [1, 15, 16, 500, 4099])
+@pytest.mark.parametrize("count", [0, 1, 5, 40])
+def test_kernel_and_torch_find_the_same_likeliest(kernel: KernelChooser, vocab: int, count: int) -> None:
+    logits = random_logits(12, vocab=vocab, scale=4.0)
+    logits[1::3] = logits[1::3].round()  # ties
+    logits[2, : vocab // 2] = -math.inf
+    logits[5, 0] = math.nan
+    logits[8] = -math.inf
+    logits[8, -1] = 0.5
+    one, other = (chooser.likeliest(logits, min(count, vocab)) for chooser in (kernel, TorchChooser()))
+    good = np.isfinite(other.log_sums)
+    assert np.array_equal(one.logits[good], other.logits[good])
+    untied = [0, 3, 6, 9, 8]  # among ties the kernel takes the lowest, torch any
+    assert np.array_equal(one.tokens[untied], other.tokens[untied])
+    np.testing.assert_allclose(one.log_sums[good], other.log_sums[good], rtol=1e-6, atol=1e-6)
+
+
+def test_a_temperature_next_to_zero_is_greedy(sampler: Sampler) -> None:
+    logits = random_logits(1)
+    best = int(logits.argmax())
+    for temperature in (1e-46, 1e-30, 1e-6):
+        rows = [row(SamplingParams(seed=1, temperature=temperature)), row(SamplingParams(seed=1))]
+        assert sampler.sample(logits.repeat(2, 1), rows)[0].token == best
 
 
 def test_a_wide_nucleus_is_cut_exactly(kernel: KernelChooser) -> None:
@@ -283,9 +311,12 @@ def test_a_wide_nucleus_is_cut_exactly(kernel: KernelChooser) -> None:
     logits = random_logits(4, vocab=20_000, scale=1.0)
     params = [SamplingParams(seed=i, top_p=p, temperature=2.0) for i, p in enumerate((0.5, 0.8, 0.95, 0.999))]
     torch_sampler, kernel_sampler = Sampler(chooser=TorchChooser()), Sampler(chooser=kernel)
+    jit_sampler = Sampler(chooser=JitChooser())
     for position in range(30):
         rows = [row(p, generated=[0] * position) for p in params]
-        assert kernel_sampler.sample(logits.clone(), rows) == torch_sampler.sample(logits.clone(), rows)
+        expected = torch_sampler.sample(logits.clone(), rows)
+        assert kernel_sampler.sample(logits.clone(), rows) == expected
+        assert jit_sampler.sample(logits.clone(), rows) == expected
 
 
 def test_the_kernel_chooses_alike_with_any_number_of_threads(kernel: KernelChooser) -> None:

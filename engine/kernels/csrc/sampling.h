@@ -71,17 +71,25 @@ inline float scale_row(const float* logits, float temperature, float* scaled, in
 
 // ---- filters --------------------------------------------------------------------------------------------------------
 
-// Copies the values at or above `cut` to `out`; returns how many.
+// Copies the values at or above `cut` to `out`, which has room for kLanes more; returns how many.
 inline int64_t collect(const float* values, int64_t size, float cut, float* out) {
     int64_t count = 0;
     int64_t i = 0;
     for (; i + kLanes <= size; i += kLanes) {
         const Vec value = load(values + i);
+#if defined(__AVX512F__)
+        const __m512 lanes = reinterpret_cast<__m512>(value);
+        const __mmask16 kept = _mm512_cmp_ps_mask(lanes, _mm512_set1_ps(cut), _CMP_GE_OQ);
+        if (kept == 0) continue;
+        _mm512_storeu_ps(out + count, _mm512_maskz_compress_ps(kept, lanes));
+        count += __builtin_popcount(kept);
+#else
         if (lane_max(value) < cut) continue;
         for (int lane = 0; lane < kLanes; ++lane) {
             out[count] = value[lane];
             count += value[lane] >= cut;
         }
+#endif
     }
     for (; i < size; ++i)
         if (values[i] >= cut) out[count++] = values[i];
@@ -107,30 +115,46 @@ inline double exponential_sum(const float* values, int64_t size, float best) {
 }
 
 // The lowest value that top-p keeps: the values above it have less mass than `needed`, it and they have that much.
-// Returns +inf when all values together have less, so that the answer lies below them. Reorders `values`.
-inline float nucleus_edge(float* values, int64_t count, float best, double needed) {
+// Returns +inf when all values together have less, so that the answer lies below them. The values lie within `span` of
+// `best`. Their mass is summed by bins of value, and only the bin in which the sum crosses is sorted, at its start.
+inline float nucleus_edge(float* values, int64_t count, float best, float span, double needed) {
+    constexpr int kBins = 1024;
+    double mass[kBins] = {};
+    const Vec per_bin = splat(kBins / std::max(span, 1e-6f));
+    const auto bin_of = [&](Vec value) {
+        const Vec bin = (splat(best) - value) * per_bin;
+        return __builtin_convertvector(bin < splat(kBins - 1) ? bin : splat(kBins - 1), VecInt);
+    };
+    for (int64_t i = 0; i < count; i += kLanes) {
+        for (int64_t pad = count; pad < i + kLanes; ++pad) values[pad] = -kInfinity;
+        const Vec value = load(values + i);
+        const Vec exponent = value - splat(best);
+        const Vec weight = exponent > splat(-87.0f) ? exponential(exponent) : Vec{};  // it clamps there
+        const VecInt bin = bin_of(value);
+        for (int lane = 0; lane < kLanes; ++lane) mass[bin[lane]] += weight[lane];
+    }
     double above = 0;
-    while (count > 64) {
-        const int64_t half = count / 2;
-        std::nth_element(values, values + half, values + count, std::greater<float>());
-        const double mass = exponential_sum(values, half, best);
-        if (above + mass >= needed) {
-            count = half;
-        } else {
-            above += mass;
-            values += half;
-            count -= half;
+    int crossing = 0;
+    while (crossing < kBins && above + mass[crossing] < needed) above += mass[crossing++];
+    if (crossing == kBins) return kInfinity;
+    int64_t inside = 0;
+    for (int64_t i = 0; i < count; i += kLanes) {
+        const Vec value = load(values + i);
+        const VecInt bin = bin_of(value);
+        for (int lane = 0; lane < kLanes; ++lane) {
+            values[inside] = value[lane];
+            inside += bin[lane] == crossing && i + lane < count;
         }
     }
-    std::sort(values, values + count, std::greater<float>());
-    for (int64_t i = 0; i < count; ++i) {
+    std::sort(values, values + inside, std::greater<float>());
+    for (int64_t i = 0; i < inside; ++i) {
         above += std::exp(static_cast<double>(values[i]) - best);
         if (above >= needed) return values[i];
     }
-    return kInfinity;
+    return values[inside - 1];  // the sum by bins had crossed: rounding alone is between
 }
 
-// The lowest scaled logit that all filters keep. `found` is scratch of `size` floats. The search begins with what
+// The lowest scaled logit that all filters keep. `found` is scratch of `size + kLanes` floats. The search begins with what
 // lies within `reach` of the maximum and reaches further only when that was not enough.
 inline float threshold_of(const float* scaled, int64_t size, float best, const DrawParams& draw, float* found) {
     float threshold = best + draw.min_p_log;
@@ -152,7 +176,8 @@ inline float threshold_of(const float* scaled, int64_t size, float best, const D
             count = std::partition(found, found + count, [edge](float value) { return value >= edge; }) - found;
             mass = exponential_sum(found, count, best);
         }
-        const float edge = nucleus_edge(found, count, best, draw.top_p * mass);
+        const float span = best - *std::min_element(found, found + count);
+        const float edge = nucleus_edge(found, count, best, span, draw.top_p * mass);
         if (edge < kInfinity) return std::max(threshold, edge);
         if (by_rank || everything) return threshold;  // rounding left the sum of all a little under top_p
     }
@@ -220,13 +245,53 @@ inline int64_t noisy_argmax(const float* scaled, int64_t size, float best, float
     return winner;
 }
 
-// The token of one row; -1 where no logit is finite. `scratch` holds 2 * size floats.
+// The token of one row; -1 where no logit is finite. `scratch` holds 2 * size + 2 * kLanes floats.
 inline int64_t draw_token(const float* logits, int64_t size, const DrawParams& draw, float* scratch) {
     if (draw.temperature == 0.0f) return first_argmax(logits, size);
     const float best = scale_row(logits, draw.temperature, scratch, size);
     if (!std::isfinite(best)) return -1;
-    const float threshold = threshold_of(scratch, size, best, draw, scratch + size);
+    const float threshold = threshold_of(scratch, size, best, draw, scratch + size + kLanes);
     return noisy_argmax(scratch, size, best, threshold, draw);
+}
+
+// ---- log-probabilities ----------------------------------------------------------------------------------------------
+
+// Returns log(sum(exp(logits))) and fills the `count` likeliest tokens and their logits, best first, equal ones by
+// id; places beyond the finite logits get token -1. scratch holds 2 * size + 2 * kLanes floats.
+inline double likeliest(const float* logits, int64_t size, int64_t count, float* scratch, int64_t* tokens,
+                        float* values) {
+    float* const found = scratch + size + kLanes;
+    const float best = scale_row(logits, 1.0f, scratch, size);
+    std::fill(tokens, tokens + count, -1);
+    std::fill(values, values + count, -kInfinity);
+    if (!std::isfinite(best)) return best;
+    float edge = best;
+    for (float reach = 6.0f; count > 1; reach *= 2) {
+        const bool everything = reach > 1000.0f;
+        const float cut = everything ? std::numeric_limits<float>::lowest() : best - reach;
+        const int64_t near = collect(scratch, size, cut, found);
+        if (near < count && !everything) continue;
+        const int64_t rank = std::min(count, near) - 1;
+        std::nth_element(found, found + rank, found + near, std::greater<float>());
+        edge = found[rank];
+        break;
+    }
+    int64_t kept = 0;
+    for (int64_t start = 0; count > 0 && start < size; start += kLanes) {
+        const int64_t end = std::min<int64_t>(start + kLanes, size);
+        if (end - start == kLanes && lane_max(load(scratch + start)) < edge) continue;
+        for (int64_t i = start; i < end; ++i) {
+            if (scratch[i] < edge || (kept == count && scratch[i] <= values[kept - 1])) continue;
+            int64_t place = kept < count ? kept++ : count - 1;
+            for (; place > 0 && values[place - 1] < scratch[i]; --place) {
+                values[place] = values[place - 1];
+                tokens[place] = tokens[place - 1];
+            }
+            values[place] = scratch[i];
+            tokens[place] = i;
+        }
+    }
+    return best + std::log(exponential_sum(scratch, size, best));
 }
 
 }  // namespace pd
