@@ -20,7 +20,7 @@ from engine.kv_spec import KVCacheSpec, KVPool
 from engine.model.config import DTYPES, Architecture, ModelConfig
 from engine.model.errors import CheckpointError, UnsupportedModelError
 from engine.model.native import NativeDecoder
-from engine.model.weights import ReadOnce, SafetensorsFolder, fingerprint
+from engine.model.weights import SafetensorsFolder, TrackedWeights, fingerprint
 
 _LOG = logging.getLogger(__name__)
 _BFLOAT16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -138,7 +138,7 @@ def _native_config(raw: Mapping[str, Any], dtype: torch.dtype, model_id: str) ->
 
 def _native(config: ModelConfig, weights: Mapping[str, torch.Tensor], num_threads: int) -> LoadedModel:
     assert config.decoder is not None
-    read = ReadOnce(weights)
+    read = TrackedWeights(weights)
     decoder = NativeDecoder(config, read, num_threads=num_threads)
     tied = {"lm_head.weight"} if config.decoder.tied_embeddings else set()
     unknown = [name for name in read.unread() if name not in tied]

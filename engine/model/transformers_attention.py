@@ -21,18 +21,25 @@ ATTENTION_NAME = "pd_serve_paged"
 _SLOT = "pd_serve_attention"
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AttentionCall:
+    """What one layer of a model hands to attention. Query and key are rotated already."""
+
+    layer: int
+    query: torch.Tensor
+    """`[1, heads, tokens, head_dim]`."""
+    key: torch.Tensor
+    """`[1, kv_heads, tokens, head_dim]`, as the values."""
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    scaling: float | None
+    more: dict[str, Any]
+    """Everything else the model passes."""
+
+
 class Attention(Protocol):
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        scaling: float | None,
-        arguments: dict[str, Any],
-    ) -> torch.Tensor:
-        """`[1, tokens, heads, head_dim]` from query `[1, heads, tokens, head_dim]`, key and value with their heads."""
+    def attend(self, call: AttentionCall) -> torch.Tensor:
+        """`[1, tokens, heads, head_dim]`."""
 
 
 class AttentionSlot:
@@ -63,26 +70,18 @@ class Recorder:
         self._name = name
         self.facts: dict[int, LayerFacts] = {}
 
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        scaling: float | None,
-        arguments: dict[str, Any],
-    ) -> torch.Tensor:
-        refuse_by_call(self._name, arguments, mask)
+    def attend(self, call: AttentionCall) -> torch.Tensor:
+        refuse_by_call(self._name, call.more, call.mask)
+        query, key, value = call.query, call.key, call.value
         if value.shape != key.shape or query.shape[-1] != key.shape[-1]:
             raise UnsupportedModelError(
                 f"{self._name} has queries, keys and values of unequal width ({query.shape[-1]}, {key.shape[-1]}, "
                 f"{value.shape[-1]}), which KV pages here do not hold; use another model"
             )
-        if layer in self.facts:
-            raise UnsupportedModelError(f"{self._name} attends twice in layer {layer}; use another model")
-        scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-        self.facts[layer] = LayerFacts(
+        if call.layer in self.facts:
+            raise UnsupportedModelError(f"{self._name} attends twice in layer {call.layer}; use another model")
+        scale = query.shape[-1] ** -0.5 if call.scaling is None else float(call.scaling)
+        self.facts[call.layer] = LayerFacts(
             num_heads=query.shape[1], num_kv_heads=key.shape[1], head_dim=query.shape[-1], scale=scale
         )
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
@@ -96,32 +95,23 @@ class PagedAttention:
         self._backend = backend
         self._dtype = dtype
 
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        scaling: float | None,
-        arguments: dict[str, Any],
-    ) -> torch.Tensor:
-        tokens, head_dim = query.shape[2], query.shape[3]
-        packed = torch.cat([part.squeeze(0).transpose(0, 1) for part in (query, key, value)], dim=1)
-        packed = packed.to(self._dtype).reshape(tokens, -1)
-        out = packed.new_empty((tokens, query.shape[1] * head_dim))
-        self._backend.run(layer, packed, out)
-        return out.view(1, tokens, query.shape[1], head_dim).to(query.dtype)
+    def attend(self, call: AttentionCall) -> torch.Tensor:
+        _, heads, tokens, head_dim = call.query.shape
+        side_by_side = torch.cat([part[0].transpose(0, 1) for part in (call.query, call.key, call.value)], dim=1)
+        qkv = side_by_side.to(self._dtype).reshape(tokens, -1)
+        out = qkv.new_empty((tokens, heads * head_dim))
+        self._backend.run(call.layer, qkv, out)
+        return out.view(1, tokens, heads, head_dim).to(call.query.dtype)
 
 
-def _paged_attention(
+def _attend_by_slot(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    **arguments: Any,
+    **more: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls, under the name registered below, instead of its own attention."""
     slot: AttentionSlot | None = getattr(module, _SLOT, None)
@@ -130,7 +120,10 @@ def _paged_attention(
             f"{type(module).__name__} attends without being a numbered layer; use another model"
         )
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    return slot.attention.attend(layer, query, key, value, attention_mask, scaling, arguments), None
+    call = AttentionCall(
+        layer=layer, query=query, key=key, value=value, mask=attention_mask, scaling=scaling, more=more
+    )
+    return slot.attention.attend(call), None
 
 
-AttentionInterface.register(ATTENTION_NAME, _paged_attention)
+AttentionInterface.register(ATTENTION_NAME, _attend_by_slot)

@@ -29,8 +29,8 @@ from engine.model.transformers_attention import ATTENTION_NAME, AttentionSlot, L
 from engine.model.transformers_refusals import refuse_by_class, refuse_by_config
 
 _PROBE_TOKENS = 12
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
-"""Allowed distance of the probe's logits, relative to their own spread."""
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+"""Allowed mean distance of the probe's logits, relative to their own spread."""
 
 
 class TransformersDecoder:
@@ -133,7 +133,7 @@ def _probe(name: str, model: Any, dtype: torch.dtype, recorder: Recorder) -> Non
     replaced = model(**inputs).logits.float()
     if not recorder.facts:
         raise UnsupportedModelError(f"{name} never calls the attention that was put into it; use another model")
-    distance = float((own - replaced).abs().max() / own.std().clamp_min(1e-6))
+    distance = float((own - replaced).abs().mean() / own.std().clamp_min(1e-6))
     if not distance <= _TOLERANCE[dtype]:
         raise UnsupportedModelError(
             f"{name} does something that plain causal attention does not: on a probe its logits differ by "

@@ -56,7 +56,7 @@ class SafetensorsFolder(Mapping[str, torch.Tensor]):
         return len(self._file_of)
 
 
-class ReadOnce(Mapping[str, torch.Tensor]):
+class TrackedWeights(Mapping[str, torch.Tensor]):
     """A view of `weights` that remembers which were read, to find those that a model did not know."""
 
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
