@@ -72,7 +72,7 @@ class GrantQueue:
         """When a pass is next worth trying, if nothing else happens."""
         if not self._waiting:
             return None
-        when = self._tried_at + self._retry_s
+        when = self._tried_at if self._changed else self._tried_at + self._retry_s
         if self.has_computed:
             when = min([when, *(record.progress_at + self._lease_s for record in self._idle(rooms))])
         return when

@@ -172,7 +172,7 @@ DECODE_TABLE: Transitions[DecodeState, DecodeEvent, DecodeAction] = Transitions(
         },
         _S.RUNNING: {
             **_opens(_S.RUNNING, _A.COUNT_DUPLICATE),
-            **_from_peer(_S.RUNNING, _A.COUNT_STALE, _A.CLOSED),
+            **_from_peer(_S.RUNNING, _A.COUNT_STALE),
             _E.TOKEN: _to(_S.RUNNING, _A.EMIT),
             _E.LAST_TOKEN: _to(_S.ENDED, _A.BURY, _A.EMIT, _A.FORGET),
             _E.ABORT: _to(_S.ENDED, _A.BURY, _A.RELEASE, _A.FORGET, _A.CLOSED),

@@ -20,6 +20,8 @@ class MemoryLimits:
     """Bounds of what is remembered."""
 
     max_tombstones: int = 65536
+    grace_s: float = 60.0
+    """How long a room that ended is remembered after its deadline: messages about it may still be on their way."""
     tombstone_s: float = 600.0
     """How long an abort is remembered whose room's deadline is not known."""
     max_parked: int = 4096
@@ -84,10 +86,10 @@ class RoomMemory:
         self._live[room.request_id] = room.epoch
 
     def end(self, room: Room, *, reason: AbortReason | None, deadline: float | None, lived: bool = True) -> None:
-        """`room` has ended, or with `lived` False is not to begin; a tombstone stays until its deadline, if known."""
+        """`room` has ended, or with `lived` False is not to begin; a tombstone stays past its deadline, if known."""
         if self._live.get(room.request_id) == room.epoch:
             del self._live[room.request_id]
         now = self._clock()
-        until = now + self._limits.tombstone_s if deadline is None else deadline
+        until = now + self._limits.tombstone_s if deadline is None else max(now, deadline) + self._limits.grace_s
         self.tombstones.purge(now=now)
         self.tombstones.bury(room, reason=reason, lived=lived, until=until, now=now)
