@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transfer_pools import open_fds
 
@@ -103,6 +103,7 @@ def test_checksums_are_xxh3_of_each_page():
             page_checksums(memoryview(data), 10, pages)
 
 
+@settings(deadline=None, derandomize=True)
 @given(PAGES, PAGES, st.integers(1, 7))
 def test_spans_are_the_pages_in_order_and_as_few_as_can_be(source, target, max_pages):
     count = min(len(source), len(target))
@@ -118,6 +119,7 @@ def test_spans_are_the_pages_in_order_and_as_few_as_can_be(source, target, max_p
     assert all(sum(span.length for span in block) == max_pages for block in pieces[:-1])
 
 
+@settings(deadline=None, derandomize=True)
 @given(PAGES)
 def test_runs_are_the_pages_in_order(pages):
     assert [first + i for first, count in runs(pages) for i in range(count)] == pages
@@ -129,6 +131,7 @@ def test_pages_outside_are_told():
     assert check_pages([5], num_pages=5, whose="our") == "pages 5 to 5 are not all in our pool of 5 pages"
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), max_size=10), st.data())
 def test_a_cursor_shows_every_byte_once(ranges, data):
     memory = memoryview(bytes(range(100)))

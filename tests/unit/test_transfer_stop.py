@@ -24,6 +24,13 @@ def pool():
         yield pool
 
 
+@pytest.fixture
+def large_pool():
+    """Twelve pages of 1 MB: no transport takes them all in one piece, or in one turn."""
+    with closing(ServedPool(boot=8, page_bytes=1 << 20, num_pages=12)) as (pool,):
+        yield pool
+
+
 def hold(receiver, pool, *, key="held", pages=range(40), deadline=float("inf")):
     """Start a fetch that its receiver's gate holds in the middle."""
     receiver.fetcher.attach(pool.address, pool.ticket)
@@ -31,10 +38,10 @@ def hold(receiver, pool, *, key="held", pages=range(40), deadline=float("inf")):
     assert receiver.fetcher._landing._faults.reached.wait(30)
 
 
-def test_a_cancelled_copy_is_answered_only_when_it_has_ended(pool, transport):
-    gate = Gate()
-    with closing(Receiver(transport=transport, faults=gate)) as (receiver,):
-        hold(receiver, pool)
+def test_a_cancelled_copy_is_answered_only_when_it_has_ended(large_pool, transport):
+    gate, pool = Gate(), large_pool
+    with closing(Receiver(transport=transport, faults=gate, page_bytes=1 << 20, num_pages=12)) as (receiver,):
+        hold(receiver, pool, pages=range(12))
         receiver.fetcher.cancel("held")
         receiver.fetcher.cancel("held")
         assert receiver.answers == 0  # a thread of ours is in the middle of it
@@ -42,7 +49,9 @@ def test_a_cancelled_copy_is_answered_only_when_it_has_ended(pool, transport):
         gate.open()
         result = receiver.wait("held")
         assert receiver.answers == 1
-        assert result.cancelled or result.ok
+        assert result.cancelled
+        assert result.error.startswith("it was cancelled")
+        assert receiver.page(11) == bytes(1 << 20)
         receiver.fetcher.cancel("held")  # too late
         receiver.fetcher.cancel("never heard of")
         assert receiver.fetch(pool.address, [1], [1]).ok
@@ -62,13 +71,27 @@ def test_a_waiting_copy_is_cancelled_at_once_while_another_runs(pool):
         assert receiver.page(50) == bytes(4096)
 
 
-def test_a_cancelled_copy_is_not_tried_on_another_path(pool):
+def test_a_cancelled_copy_is_not_tried_on_another_path(large_pool):
     gate = Gate(transport="shm")
-    with closing(Receiver(faults=gate)) as (receiver,):
-        hold(receiver, pool, pages=range(64))
+    with closing(Receiver(faults=gate, page_bytes=1 << 20, num_pages=12)) as (receiver,):
+        hold(receiver, large_pool, pages=range(12))
         receiver.fetcher.cancel("held")
         gate.open()
-        assert receiver.wait("held").transport == "shm"
+        result = receiver.wait("held")
+        assert (result.cancelled, result.transport) == (True, "shm")
+
+
+def test_a_copy_that_waits_for_a_hanging_handshake_is_cancelled_at_once(transport):
+    with closing(PeerProcess(boot=1), Receiver(transport=transport, clock=FakeClock())) as (peer, receiver):
+        peer.stop()
+        receiver.fetcher.attach(peer.address, peer.ticket)
+        for key in range(6):
+            receiver.start(peer.address, [key], [key], key=key)
+        receiver.fetcher.cancel(3)
+        assert receiver.wait(3).cancelled
+        receiver.fetcher.detach(peer.address)
+        for key in (0, 1, 2, 4, 5):
+            assert receiver.wait(key).error.startswith("its peer was detached")
 
 
 def test_a_deadline_ends_a_copy_that_waits_for_its_turn(pool):
@@ -98,20 +121,20 @@ def test_a_deadline_ends_a_copy_whose_peer_hangs():
         assert receiver.wait().error.startswith("its deadline passed")
 
 
-def test_detach_fences_the_running_and_the_waiting(pool, transport):
-    gate = Gate(keys={"held"})
-    with closing(Receiver(transport=transport, faults=gate, num_threads=1)) as (receiver,):
-        hold(receiver, pool)
-        receiver.start(pool.address, [1], [50], key="waiting")
+def test_detach_fences_the_running_and_the_waiting(large_pool, transport):
+    gate, pool, sizes = Gate(keys={"held"}), large_pool, {"page_bytes": 1 << 20, "num_pages": 14}
+    with closing(Receiver(transport=transport, faults=gate, num_threads=1, **sizes)) as (receiver,):
+        hold(receiver, pool, pages=range(12))
+        receiver.start(pool.address, [1], [12], key="waiting")
         receiver.fetcher.detach(pool.address)
         receiver.fetcher.detach(pool.address)
         assert "held" not in receiver.results
-        receiver.start(pool.address, [1], [51], key="after")
+        receiver.start(pool.address, [1], [13], key="after")
         gate.open()
         assert "is not attached" in receiver.wait("after").error
         for key in ("held", "waiting"):
             result = receiver.wait(key)
-            assert result.ok or result.error.startswith("its peer was detached")
+            assert result.error.startswith("its peer was detached")
             assert not result.cancelled
         receiver.fetcher.attach(pool.address, pool.ticket)
         assert receiver.fetch(pool.address, [1], [1]).ok
