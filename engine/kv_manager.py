@@ -40,18 +40,20 @@ class KVManager:
         """What the cache has of the request's first `max_tokens` tokens, in whole pages."""
         return self.cache.match(request.tokens, namespace=request.namespace, max_pages=max_tokens // self.page_size)
 
+    def is_short(self, request: Request, *, headroom: int) -> bool:
+        """Whether `find_room` would surely find none, known at once: as many pages were missing the last time as cannot
+        be had now, and nothing was inserted into the cache since. Keeps a long queue cheap.
+        """
+        inserted, missing = request.room_sought
+        return inserted == self.cache.num_insertions and missing + headroom > self.num_available
+
     def find_room(self, request: Request, *, max_tokens: int, headroom: int) -> Match | None:
         """What to `attach` now so that `headroom` pages can still be had afterwards; None when it does not fit.
 
-        The cache is searched among the first `max_tokens` tokens. It is not searched again for a request that did not
-        fit while nothing was inserted since, so that a long queue costs little.
+        The cache is searched among the first `max_tokens` tokens.
         """
-        needed = self.pages_for(request.num_tokens)
-        inserted, missing = request.room_sought
-        if inserted == self.cache.num_insertions and missing + headroom > self.num_available:
-            return None
         match = self.match(request, max_tokens=max_tokens)
-        missing = needed - len(match.pages)
+        missing = self.pages_for(request.num_tokens) - len(match.pages)
         request.room_sought = (self.cache.num_insertions, missing)
         return match if missing + headroom <= self.num_available - match.num_unlocked else None
 

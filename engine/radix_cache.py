@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 
 class RadixNode:
-    """One edge and its end. `key` holds the edge's tokens as int32 bytes, `pages` their pages."""
+    """One edge and its end. `key` holds the edge's tokens as int64 bytes, `pages` their pages."""
 
     __slots__ = ("children", "key", "last_used", "locks", "number", "pages", "parent", "queued")
 
@@ -70,7 +70,7 @@ class RadixCache:
 
     def __init__(self, *, page_size: int) -> None:
         self.page_size = page_size
-        self._key_bytes = page_size * np.dtype(np.int32).itemsize
+        self._key_bytes = page_size * np.dtype(np.int64).itemsize
         self._roots: dict[str, RadixNode] = {}
         self._clock = 0
         self._next_number = 0
@@ -202,7 +202,7 @@ class RadixCache:
 
     def _key_of(self, tokens: npt.NDArray[np.int64], max_pages: int) -> bytes:
         whole = min(len(tokens) // self.page_size, max_pages) * self.page_size
-        return tokens[:whole].astype(np.int32).tobytes()
+        return tokens[:whole].tobytes()
 
     def _common_pages(self, edge: bytes, key: bytes, start: int) -> int:
         """Whole pages that `edge` and `key[start:]` have in common from their beginnings."""
@@ -210,8 +210,8 @@ class RadixCache:
         length = min(len(edge), len(key) - start)
         if edge[:length] == key[start : start + length]:
             return length // width
-        ours = np.frombuffer(edge, np.int32, length // 4)
-        theirs = np.frombuffer(key, np.int32, length // 4, start)
+        ours = np.frombuffer(edge, np.int64, length // 8)
+        theirs = np.frombuffer(key, np.int64, length // 8, start)
         return int(np.argmax(ours != theirs)) // self.page_size
 
     def _new_node(self, key: bytes, pages: list[int], parent: RadixNode | None) -> RadixNode:

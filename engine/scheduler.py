@@ -149,9 +149,11 @@ class Scheduler:
         for request in self.waiting.copy():
             if not self._has_place() or left < min(self._config.page_size, request.num_tokens):
                 break
-            own = self._growth(request)
-            wanted = headroom + own if headroom is not None else 0
-            match = self._memory.find_room(request, max_tokens=request.num_tokens - 1, headroom=wanted)
+            match, own = None, 0
+            if not self._memory.is_short(request, headroom=headroom or 0):
+                own = self._growth(request)
+                wanted = headroom + own if headroom is not None else 0
+                match = self._memory.find_room(request, max_tokens=request.num_tokens - 1, headroom=wanted)
             if match is None:
                 if self._is_aged(request):
                     break

@@ -1,0 +1,95 @@
+"""What transformers generates greedily, in float32, for a fixed set of prompts; and how to compare with it.
+
+The reference costs most of a minute, so it is computed once per test session, for all tests that compare with it.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+
+from text.tokenizer import Tokenizer
+
+MAX_NEW_TOKENS = 16
+NEAR_TIE = 1e-4
+"""Where transformers' two best logits lie closer than this, either token is right."""
+_LENGTHS = [*range(1, 16), 16, 17, 18, 23, 31, 32, 33, 34, 40, 47, 48, 49, 57, 63, 64, 65, 66, 71, 79, 80, 81, 95, 96, 97]
+_LENGTHS += [111, 127, 128, 129, 150, 160, 177, 200, 256, 257, 300, 513, 900, 3000]
+_TEXT = (
+    "the a one every small old bright quiet river city engine letter number teacher garden window winter question "
+    "music runs keeps finds asks writes opens remembers carries near under after because and but while of to in for "
+    "with between slowly always never twice again three seven hundred"
+)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One prompt, what follows it, and how sure transformers was of each token."""
+
+    prompt: list[int]
+    tokens: list[int]
+    margins: list[float]
+    """Best logit less the second best, at each token."""
+
+
+@functools.cache
+def greedy_reference(folder: Path) -> tuple[Reference, ...]:
+    """53 prompts of 1 to 3,000 tokens with up to `MAX_NEW_TOKENS` that follow each, by `generate`."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return tuple(_generate(model, prompt) for prompt in _prompts(Tokenizer.load(folder)))
+
+
+def differences(references: Sequence[Reference], outputs: Mapping[int, list[int]]) -> list[str]:
+    """Where output `i` leaves reference `i`, in words; only near ties. Anything else is an AssertionError."""
+    found = []
+    for index, reference in enumerate(references):
+        ours = outputs[index]
+        if ours == reference.tokens:
+            continue
+        pairs = list(zip(ours, reference.tokens, strict=False))
+        place = next((at for at, (one, other) in enumerate(pairs) if one != other), len(pairs))
+        margin = reference.margins[min(place, len(reference.margins) - 1)]
+        where = (
+            f"prompt {index} of {len(reference.prompt)} tokens leaves transformers at token {place}, where its two "
+            f"best logits are {margin:.2e} apart: {ours} for {reference.tokens}"
+        )
+        assert place < len(pairs), where
+        assert margin < NEAR_TIE, where
+        found.append(where)
+    return found
+
+
+def _prompts(tokenizer: Tokenizer) -> list[list[int]]:
+    """Sentences of made-up text, each of its own; every third as a chat's beginning."""
+    prompts = []
+    for index, length in enumerate(_LENGTHS):
+        draw = random.Random(index)
+        words = " ".join(draw.choices(_TEXT.split(), k=length + 8))
+        text = f"<|im_start|>user\n{words}" if index % 3 == 0 else words.capitalize()
+        prompts.append(tokenizer.encode(text, add_special_tokens=False)[:length])
+        assert len(prompts[-1]) == length
+    return prompts
+
+
+def _generate(model: transformers.PreTrainedModel, prompt: list[int]) -> Reference:
+    with torch.inference_mode():
+        output = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+            do_sample=False,
+            max_new_tokens=MAX_NEW_TOKENS,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    best = torch.stack([logits[0].topk(2).values for logits in output.logits])
+    return Reference(
+        prompt=prompt,
+        tokens=output.sequences[0, len(prompt) :].tolist(),
+        margins=(best[:, 0] - best[:, 1]).tolist(),
+    )
