@@ -40,24 +40,24 @@ class NativeAttention:
             block_tokens=block_tokens,
             scratch=aligned,
         )
-        self._step_address = ctypes.addressof(self._step)
+        self.step_address = ctypes.addressof(self._step)
+        """Of the planned batch's `AttentionStep`, for functions of the library that attend themselves."""
         self._partial_floats = block_tokens * shape.num_heads * (shape.head_dim + 2)
         self._partials = torch.empty(0)
         self._items = torch.empty(0, dtype=torch.int32)
         self._merges = torch.empty(0, dtype=torch.int32)
         self._grow_items(256)
         self._planned: tuple[Batch, KVPool] | None = None
-        self._layers: list[int] = []
 
     def plan(self, batch: Batch, pool: KVPool) -> None:
         step, spec = self._step, pool.spec
         if self._planned is None or self._planned[1] is not pool:
             self._check_pool(pool)
             layer_elements = 2 * spec.num_kv_heads * spec.page_size * spec.head_dim
-            base, layer_bytes = pool.data.data_ptr(), layer_elements * spec.dtype.itemsize
-            self._layers = [base + index * layer_bytes for index in range(spec.num_layers)]
+            step.kv = pool.data.data_ptr()
             step.page_size = spec.page_size
             step.page_stride = layer_elements * spec.num_layers
+            step.layer_stride = layer_elements
         self._planned = (batch, pool)  # keeps the batch's memory alive while the kernel holds its addresses
         step.num_tokens = batch.num_tokens
         step.num_seqs = batch.num_seqs
@@ -67,10 +67,10 @@ class NativeAttention:
         step.query_start = batch.query_start.data_ptr()
         step.kv_lens = batch.kv_lens.data_ptr()
         step.page_table = batch.page_table.data_ptr()
-        needed = self._library.plan(self._step_address)
+        needed = self._library.plan(self.step_address)
         if needed:
             self._grow_items(2 * needed)
-            needed = self._library.plan(self._step_address)
+            needed = self._library.plan(self.step_address)
             assert not needed, "the plan of one batch needs the same number of items twice"
         if step.num_partials * self._partial_floats > self._partials.numel():
             self._partials = torch.empty(2 * step.num_partials * self._partial_floats)
@@ -86,9 +86,9 @@ class NativeAttention:
         k_norm: torch.Tensor | None = None,
     ) -> None:
         self._library.attend(
-            self._step_address,
+            self.step_address,
+            layer,
             qkv.data_ptr(),
-            self._layers[layer],
             None if q_norm is None else q_norm.data_ptr(),
             None if k_norm is None else k_norm.data_ptr(),
             out.data_ptr(),

@@ -35,9 +35,11 @@ class AttentionStep(ctypes.Structure):
         ("head_dim", _I32),
         ("page_size", _I32),
         ("page_stride", _I64),
+        ("layer_stride", _I64),
         ("scale", _F32),
         ("norm_eps", _F32),
         ("rope", _PTR),
+        ("kv", _PTR),
         ("num_tokens", _I32),
         ("num_seqs", _I32),
         ("max_pages", _I32),
@@ -56,6 +58,60 @@ class AttentionStep(ctypes.Structure):
         ("partials", _PTR),
         ("scratch", _PTR),
     )
+
+
+class PackedLinear(ctypes.Structure):
+    """pd::PackedLinear in csrc/decoder_types.h."""
+
+    _fields_ = (("packed", _PTR), ("bias", _PTR), ("outputs", _I64), ("inputs", _I64))
+
+
+class DecoderLayer(ctypes.Structure):
+    """pd::DecoderLayer."""
+
+    _fields_ = (
+        ("input_norm", _PTR),
+        ("q_norm", _PTR),
+        ("k_norm", _PTR),
+        ("post_norm", _PTR),
+        ("qkv", PackedLinear),
+        ("output", PackedLinear),
+        ("gate_up", PackedLinear),
+        ("down", PackedLinear),
+    )
+
+
+class Decoder(ctypes.Structure):
+    """pd::Decoder."""
+
+    _fields_ = (
+        ("num_layers", _I64),
+        ("hidden_size", _I64),
+        ("layers", _PTR),
+        ("embedding", _PTR),
+        ("norm", _PTR),
+        ("head", PackedLinear),
+        ("norm_eps", _F32),
+    )
+
+
+class DecoderBatch(ctypes.Structure):
+    """pd::DecoderBatch."""
+
+    _fields_ = (
+        ("token_ids", _PTR),
+        ("logit_rows", _PTR),
+        ("num_rows", _I64),
+        ("logits", _PTR),
+        ("residual", _PTR),
+        ("normed", _PTR),
+        ("qkv", _PTR),
+        ("attended", _PTR),
+        ("activated", _PTR),
+    )
+
+
+_STRUCTS = (AttentionStep, PackedLinear, DecoderLayer, Decoder, DecoderBatch)
 
 
 class Library:
@@ -82,9 +138,20 @@ class Library:
         self.plan.argtypes = (_PTR,)
         self.plan.restype = _I32
         self.attend = handle.pd_attend
-        self.attend.argtypes = (_PTR, _PTR, _PTR, _PTR, _PTR, _PTR)
+        self.attend.argtypes = (_PTR, _I64, _PTR, _PTR, _PTR, _PTR)
         self.attend.restype = None
-        handle.pd_step_bytes.restype = _I64
-        theirs, ours = handle.pd_step_bytes(), ctypes.sizeof(AttentionStep)
-        if theirs != ours:
-            raise KernelBuildError(f"{path} has an AttentionStep of {theirs} bytes, this code one of {ours}")
+        self.packed_elements = handle.pd_packed_elements
+        self.packed_elements.argtypes = (_I32, _I64, _I64, _I32)
+        self.packed_elements.restype = _I64
+        self.pack_linear = handle.pd_pack_linear
+        self.pack_linear.argtypes = (_I32, _PTR, _I64, _I64, _I32, _PTR)
+        self.pack_linear.restype = None
+        self.forward = handle.pd_forward
+        self.forward.argtypes = (_PTR, _PTR, _PTR)
+        self.forward.restype = None
+        handle.pd_struct_bytes.argtypes = (_I32,)
+        handle.pd_struct_bytes.restype = _I64
+        for index, struct in enumerate(_STRUCTS):
+            theirs, ours = handle.pd_struct_bytes(index), ctypes.sizeof(struct)
+            if theirs != ours:
+                raise KernelBuildError(f"{path} has a {struct.__name__} of {theirs} bytes, this code one of {ours}")

@@ -18,14 +18,14 @@ class NativeKernels:
     name = "native"
 
     def __init__(self, *, num_threads: int, library: Path | None = None) -> None:
-        self._library = Library(library or build_library())
-        self._threads = num_threads
+        self.library = Library(library or build_library())
+        self.num_threads = num_threads
 
     def add_rms_norm(
         self, x: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, eps: float
     ) -> None:
         rows, width = residual.shape
-        self._library.add_rms_norm(
+        self.library.add_rms_norm(
             dtype_code(residual.dtype),
             None if x is None else x.data_ptr(),
             residual.data_ptr(),
@@ -34,12 +34,12 @@ class NativeKernels:
             rows,
             width,
             eps,
-            self._threads,
+            self.num_threads,
         )
 
     def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
         rows, width = out.shape
-        self._library.silu_mul(dtype_code(out.dtype), gate_up.data_ptr(), out.data_ptr(), rows, width, self._threads)
+        self.library.silu_mul(dtype_code(out.dtype), gate_up.data_ptr(), out.data_ptr(), rows, width, self.num_threads)
 
     def attention(self, shape: AttentionShape) -> AttentionBackend:
-        return NativeAttention(shape, self._library, num_threads=self._threads)
+        return NativeAttention(shape, self.library, num_threads=self.num_threads)

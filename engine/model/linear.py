@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from engine.model.checkpoint import LinearWeight
+
 Linear = Callable[[torch.Tensor], torch.Tensor]
 """`x [rows, in] -> [rows, out]`, same type."""
 
@@ -40,11 +42,11 @@ class PackedLinear:
         return product
 
 
-def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
-    """The fastest layer for `weight [out, in]` on its device; keeps `bias [out]`, and maybe `weight`, alive."""
-    if _can_pack(weight):
-        return PackedLinear(weight.contiguous(), bias)
-    return PlainLinear(weight, bias)
+def make_linear(linear: LinearWeight) -> Linear:
+    """The fastest layer for these weights on their device; a packed one keeps only a bias of them alive."""
+    if _can_pack(linear.weight):
+        return PackedLinear(linear.weight, linear.bias)
+    return PlainLinear(linear.weight, linear.bias)
 
 
 def _can_pack(weight: torch.Tensor) -> bool:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from engine.kernels.interface import Kernels
+from engine.model.checkpoint import CheckpointReader, LinearWeight
 from engine.model.config import MoeConfig
-from engine.model.linear import Linear
+from engine.model.linear import Linear, make_linear
 
 
 class DenseFeedForward:
@@ -56,3 +57,33 @@ class MoeFeedForward:
                 out.index_add_(0, rows[part], expert(x[rows[part]]) * scale[part])
                 start += count
         return out
+
+
+def read_dense(
+    at: str, width: int, reader: CheckpointReader, kernels: Kernels, *, bias: bool = False
+) -> DenseFeedForward:
+    """The feed-forward layer whose weights are named `at`.gate_proj and so on."""
+    gate_up = make_linear(reader.gate_up(at, width, bias=bias))
+    return DenseFeedForward(gate_up, make_linear(reader.down(at, width, bias=bias)), kernels, width)
+
+
+def read_moe(at: str, config: MoeConfig, reader: CheckpointReader, kernels: Kernels) -> MoeFeedForward:
+    """The mixture named `at`: its experts one by one, as files hold them, or stacked, as transformers' memory does."""
+    count, width, hidden = config.num_experts, config.intermediate_size, reader.hidden_size
+    router = make_linear(reader.merged([f"{at}.gate"], [count], hidden))
+    stacked = f"{at}.experts.gate_up_proj"
+    if stacked not in reader:
+        experts = [read_dense(f"{at}.experts.{expert}", width, reader, kernels) for expert in range(count)]
+        return MoeFeedForward(router, experts, config)
+    gate_up = reader.tensor(stacked, (count, 2 * width, hidden))
+    down = reader.tensor(f"{at}.experts.down_proj", (count, hidden, width))
+    experts = [
+        DenseFeedForward(
+            make_linear(LinearWeight(weight=gate_up[expert], bias=None)),
+            make_linear(LinearWeight(weight=down[expert], bias=None)),
+            kernels,
+            width,
+        )
+        for expert in range(count)
+    ]
+    return MoeFeedForward(router, experts, config)

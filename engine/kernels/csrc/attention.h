@@ -23,14 +23,14 @@ struct Workspace {
     Packed* keys;       // [dims, kTileKeys] in Packed units
     Packed* values;     // [kTileKeys, dims] in Packed units
     float* out;         // [block rows, dims]
-    float* best;        // [block rows]: largest score so far
-    float* sum;         // [block rows]: of exponentials so far
+    float* best;        // [block rows]: largest score so far, times log2(e)
+    float* sums;        // [block rows, kLanes]: of exponentials so far, lane by lane
     Stored* padded;     // [2 * kTileKeys + 1, dims]: rows copied here when head_dim needs padding; the last is zero
 
     static int64_t bytes(int head_dim, int block_rows) {
         const int64_t dims = round_up(head_dim, Tile::kDims);
         const int64_t packed = block_rows * Tile::query_width(dims) + 2 * kTileKeys * dims;
-        const int64_t floats = block_rows * (dims + 2);
+        const int64_t floats = block_rows * (dims + kLanes + 1);
         const int64_t stored = (2 * kTileKeys + 1) * dims;
         return round_up(packed * sizeof(Packed) + floats * sizeof(float) + stored * sizeof(Stored), 4096);
     }
@@ -40,45 +40,41 @@ struct Workspace {
         values = keys + kTileKeys * dims;
         queries = values + kTileKeys * dims;
         out = reinterpret_cast<float*>(queries + block_rows * Tile::query_width(dims));
-        best = out + block_rows * dims;
-        sum = best + block_rows;
-        padded = reinterpret_cast<Stored*>(sum + block_rows);
-        std::memset(static_cast<void*>(padded), 0, (2 * kTileKeys + 1) * dims * sizeof(Stored));
+        sums = out + block_rows * dims;
+        best = sums + block_rows * kLanes;
+        padded = reinterpret_cast<Stored*>(best + block_rows);
+        // What is copied into the padded rows leaves their last dimensions as they are now.
+        const int64_t kept = dims == head_dim ? 2 * kTileKeys * dims : 0;
+        std::memset(static_cast<void*>(padded + kept), 0, ((2 * kTileKeys + 1) * dims - kept) * sizeof(Stored));
     }
 };
 
-// Folds one tile's scores of R rows into their running softmax and their outputs.
+// Folds one tile's scores of R rows into their running softmax and their outputs. Scores are kept times log2(e), so
+// that exponentials are powers of two; `factor` holds both scales.
 template <typename Tile, int R>
-void fold_tile(Workspace<Tile>& work, int row, const int32_t* visible, int count, float scale) {
-    alignas(64) float scores[R][kTileKeys];
+void fold_tile(Workspace<Tile>& work, int row, const int32_t* visible, int count, float factor) {
     alignas(64) typename Tile::Packed p[R][Tile::kProbabilityWidth];
-    float keep[kLanes] = {}, fresh[kLanes] = {};
+    alignas(64) float fresh[kLanes] = {}, keep[kLanes];
     const int dims = work.dims;
-    Tile::template scores<R>(work.queries + row * Tile::query_width(dims), work.keys, dims, scores);
+    Vec s[R][kTileVecs];
+    Tile::template scores<R>(work.queries + row * Tile::query_width(dims), work.keys, dims, s);
     for (int r = 0; r < R; ++r) {
-        Vec s[kTileVecs];
-        for (int j = 0; j < kTileVecs; ++j) s[j] = load(scores[r] + j * kLanes) * scale;
         if (visible[r] < kTileKeys) {
             const VecInt lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-            for (int j = 0; j < kTileVecs; ++j) s[j] = lane + j * kLanes < visible[r] ? s[j] : splat(kNoScore);
+            for (int j = 0; j < kTileVecs; ++j) s[r][j] = lane + j * kLanes < visible[r] ? s[r][j] : splat(kNoScore);
         }
-        const float top = lane_max(maximum(maximum(s[0], s[1]), maximum(s[2], s[3])));
+        const float top = lane_max(maximum(maximum(s[r][0], s[r][1]), maximum(s[r][2], s[r][3]))) * factor;
         fresh[r] = top > work.best[row + r] ? top : work.best[row + r];
-        Vec total{};
-        for (int j = 0; j < kTileVecs; ++j) {
-            // A hidden key's weight must be exactly nothing, which the clamped exponential alone would not give.
-            s[j] = s[j] > splat(kNoScore) ? exponential(s[j] - fresh[r]) : Vec{};
-            total += s[j];
-        }
-        Tile::pack_probabilities(s, p[r]);
-        store(scores[r], total);
     }
     Vec old{};
     std::memcpy(&old, work.best + row, R * sizeof(float));
-    store(keep, exponential(old - load(fresh)));
+    store(keep, exp2<Tile::kExpDegree>(old - load(fresh)));
+    std::memcpy(work.best + row, fresh, R * sizeof(float));
     for (int r = 0; r < R; ++r) {
-        work.sum[row + r] = work.sum[row + r] * keep[r] + lane_sum(load(scores[r]));
-        work.best[row + r] = fresh[r];
+        for (int j = 0; j < kTileVecs; ++j) s[r][j] = exp2<Tile::kExpDegree>(s[r][j] * factor - fresh[r]);
+        float* const sums = work.sums + (row + r) * kLanes;
+        store(sums, load(sums) * keep[r] + ((s[r][0] + s[r][1]) + (s[r][2] + s[r][3])));
+        Tile::pack_probabilities(s[r], p[r]);
     }
     const auto* const weights = &p[0][0];
     float* const out = work.out + row * dims;
@@ -90,44 +86,53 @@ void fold_tile(Workspace<Tile>& work, int row, const int32_t* visible, int count
     for (; d < dims; d += kLanes) Tile::template accumulate<R, 1>(weights, work.values + d, count, dims, keep, out + d);
 }
 
-// Gathers keys [from, from + count) of one sequence and KV head from their pages and packs them.
-template <typename Tile>
-void load_tile(const AttentionStep& step, const typename Tile::Stored* head, const int32_t* pages, int from, int count,
-               Workspace<Tile>& work) {
-    using Stored = typename Tile::Stored;
-    const Stored* keys[kTileKeys];
-    const Stored* values[kTileKeys];
+// Where the keys and values of positions [from, from + count) of one sequence and KV head lie.
+template <typename Stored>
+void find_rows(const AttentionStep& step, const Stored* head, const int32_t* pages, int from, int count,
+               Ahead<Stored>& keys, Ahead<Stored>& values) {
     const int64_t values_after = static_cast<int64_t>(step.page_size) * step.head_dim;
-    for (int i = 0; i < count; ++i) {
-        const int position = from + i, page = position / step.page_size;
-        const Stored* const base = head + pages[page] * step.page_stride;
-        keys[i] = base + static_cast<int64_t>(position - page * step.page_size) * step.head_dim;
-        values[i] = keys[i] + values_after;
-    }
-    if (work.dims != step.head_dim) {
-        for (int i = 0; i < count; ++i) {
-            Stored* const key = work.padded + 2 * i * work.dims;
-            std::memcpy(static_cast<void*>(key), keys[i], step.head_dim * sizeof(Stored));
-            std::memcpy(static_cast<void*>(key + work.dims), values[i], step.head_dim * sizeof(Stored));
-            keys[i] = key;
-            values[i] = key + work.dims;
+    for (int i = 0; i < count;) {
+        const int page = (from + i) / step.page_size, offset = from + i - page * step.page_size;
+        const int until = std::min(count, i + step.page_size - offset);
+        const Stored* key = head + pages[page] * step.page_stride + static_cast<int64_t>(offset) * step.head_dim;
+        for (; i < until; ++i, key += step.head_dim) {
+            keys.rows[i] = key;
+            values.rows[i] = key + values_after;
         }
     }
-    const Stored* const zero = work.padded + 2 * kTileKeys * work.dims;
-    for (int i = count; i < round_up(count, kLanes); ++i) keys[i] = values[i] = zero;
-    Tile::pack_keys(keys, count, work.keys, work.dims);
-    Tile::pack_values(values, count, work.values, work.dims);
+    keys.count = values.count = count;
+}
+
+// Packs the tile whose rows were found, and asks memory for the next one's.
+template <typename Tile>
+void load_tile(Workspace<Tile>& work, int head_dim, Ahead<typename Tile::Stored>& keys,
+               Ahead<typename Tile::Stored>& values, const Ahead<typename Tile::Stored>& next_keys,
+               const Ahead<typename Tile::Stored>& next_values) {
+    const int count = keys.count, dims = work.dims;
+    if (dims != head_dim) {
+        for (int i = 0; i < count; ++i) {
+            auto* const key = work.padded + 2 * i * dims;
+            std::memcpy(static_cast<void*>(key), keys.rows[i], head_dim * sizeof *key);
+            std::memcpy(static_cast<void*>(key + dims), values.rows[i], head_dim * sizeof *key);
+            keys.rows[i] = key;
+            values.rows[i] = key + dims;
+        }
+    }
+    const auto* const zero = work.padded + 2 * kTileKeys * dims;
+    for (int i = count; i < round_up(count, kLanes); ++i) keys.rows[i] = values.rows[i] = zero;
+    Tile::pack_keys(keys.rows, count, work.keys, dims, next_keys);
+    Tile::pack_values(values.rows, count, work.values, dims, next_values);
 }
 
 template <typename Tile>
-void fold_rows(Workspace<Tile>& work, int rows, int row, const int32_t* visible, int count, float scale) {
+void fold_rows(Workspace<Tile>& work, int rows, int row, const int32_t* visible, int count, float factor) {
     switch (rows) {
-        case 6: return fold_tile<Tile, 6>(work, row, visible, count, scale);
-        case 5: return fold_tile<Tile, 5>(work, row, visible, count, scale);
-        case 4: return fold_tile<Tile, 4>(work, row, visible, count, scale);
-        case 3: return fold_tile<Tile, 3>(work, row, visible, count, scale);
-        case 2: return fold_tile<Tile, 2>(work, row, visible, count, scale);
-        default: return fold_tile<Tile, 1>(work, row, visible, count, scale);
+        case 6: return fold_tile<Tile, 6>(work, row, visible, count, factor);
+        case 5: return fold_tile<Tile, 5>(work, row, visible, count, factor);
+        case 4: return fold_tile<Tile, 4>(work, row, visible, count, factor);
+        case 3: return fold_tile<Tile, 3>(work, row, visible, count, factor);
+        case 2: return fold_tile<Tile, 2>(work, row, visible, count, factor);
+        default: return fold_tile<Tile, 1>(work, row, visible, count, factor);
     }
 }
 
@@ -158,40 +163,46 @@ void run_item(const AttentionStep& step, const WorkItem& item, int kv_head, cons
         }
         Tile::pack_query(query, work.queries + row * Tile::query_width(dims), dims);
         work.best[row] = kNoScore;
-        work.sum[row] = 0.0f;
     }
     std::memset(work.out, 0, static_cast<size_t>(rows) * dims * sizeof(float));
+    std::memset(work.sums, 0, static_cast<size_t>(rows) * kLanes * sizeof(float));
 
     const int32_t* const pages = step.page_table + static_cast<int64_t>(item.sequence) * step.max_pages;
     const auto* const head = kv + static_cast<int64_t>(kv_head) * 2 * step.page_size * head_dim;
     // The first query token of this item sees this many keys; each later one sees one more.
     const int sees = step.kv_lens[item.sequence] - step.query_start[item.sequence + 1] + item.query_begin + 1;
-    for (int from = item.kv_begin; from < item.kv_end; from += kTileKeys) {
-        const int count = std::min(kTileKeys, item.kv_end - from);
-        load_tile<Tile>(step, head, pages, from, count, work);
+    Ahead<typename Tile::Stored> keys[2], values[2];
+    find_rows(step, head, pages, item.kv_begin, std::min(kTileKeys, item.kv_end - item.kv_begin), keys[0], values[0]);
+    int now = 0;
+    for (int from = item.kv_begin; from < item.kv_end; from += kTileKeys, now ^= 1) {
+        const int count = keys[now].count, left = std::min(kTileKeys, item.kv_end - from - kTileKeys);
+        keys[now ^ 1].count = values[now ^ 1].count = 0;
+        if (left > 0) find_rows(step, head, pages, from + kTileKeys, left, keys[now ^ 1], values[now ^ 1]);
+        load_tile<Tile>(work, head_dim, keys[now], values[now], keys[now ^ 1], values[now ^ 1]);
         for (int row = 0; row < rows; row += kGroupRows) {
             const int here = std::min(kGroupRows, rows - row);
             int32_t visible[kGroupRows];
             for (int r = 0; r < here; ++r) visible[r] = std::min(count, sees + (row + r) / group - from);
-            if (visible[here - 1] > 0) fold_rows<Tile>(work, here, row, visible, count, step.scale);
+            if (visible[here - 1] > 0) fold_rows<Tile>(work, here, row, visible, count, step.scale * kLog2E);
         }
     }
 
     for (int row = 0; row < rows; ++row) {
+        const float sum = lane_sum(load(work.sums + row * kLanes));
         if (item.partial < 0) {
             auto* const to = out + (static_cast<int64_t>(item.query_begin + row / group) * step.num_heads + first_head +
                                     row % group) * head_dim;
-            write_row(work.out + row * dims, 1.0f / work.sum[row], to, head_dim);
+            write_row(work.out + row * dims, 1.0f / sum, to, head_dim);
         } else {
             float* const to = partial_row(step, item.partial, kv_head, row);
             std::memcpy(to, work.out + row * dims, head_dim * sizeof(float));
             to[head_dim] = work.best[row];
-            to[head_dim + 1] = work.sum[row];
+            to[head_dim + 1] = sum;
         }
     }
 }
 
-// Joins the partial results of one block's rows: weights exp(best_i - best), as in the online softmax itself.
+// Joins the partial results of one block's rows: weights 2^(best_i - best), as in the online softmax itself.
 template <typename T>
 void run_merge(const AttentionStep& step, const Merge& merge, int kv_head, T* out, float* row_buffer) {
     const int group = step.num_heads / step.num_kv_heads, head_dim = step.head_dim;
@@ -202,7 +213,7 @@ void run_merge(const AttentionStep& step, const Merge& merge, int kv_head, T* ou
         std::memset(row_buffer, 0, head_dim * sizeof(float));
         for (int i = 0; i < merge.num_partials; ++i) {
             const float* const from = partial_row(step, merge.first_partial + i, kv_head, row);
-            const float weight = from[head_dim + 1] > 0.0f ? std::exp(from[head_dim] - best) : 0.0f;
+            const float weight = std::exp2(from[head_dim] - best);
             sum += weight * from[head_dim + 1];
             for (int d = 0; d < head_dim; ++d) row_buffer[d] += weight * from[d];
         }

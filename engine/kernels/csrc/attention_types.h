@@ -31,11 +31,13 @@ struct AttentionStep {
     int32_t num_kv_heads;
     int32_t head_dim;
     int32_t page_size;
-    int64_t page_stride;  // elements from one page of a layer to the next page of the same layer
+    int64_t page_stride;   // elements from one page of a layer to the next page of the same layer
+    int64_t layer_stride;  // elements from one layer of a page to the next
     float scale;
     float norm_eps;
     const float* rope;  // [positions, head_dim]: cosines, then sines
     // one batch
+    void* kv;  // the pool: [pages, layers, kv_heads, 2, page_size, head_dim]
     int32_t num_tokens;
     int32_t num_seqs;
     int32_t max_pages;

@@ -23,8 +23,8 @@ inline float square_sum(const T* row, int64_t width) {
     return total;
 }
 
-template <typename T>
-inline void scale_by_weight(const T* row, const T* weight, float factor, T* out, int64_t width) {
+template <typename From, typename T>
+inline void scale_by_weight(const From* row, const T* weight, float factor, T* out, int64_t width) {
     int64_t i = 0;
     for (; i + kLanes <= width; i += kLanes) store(out + i, load(row + i) * factor * load(weight + i));
     for (; i < width; ++i) out[i] = from_float<T>(to_float(row[i]) * factor * to_float(weight[i]));

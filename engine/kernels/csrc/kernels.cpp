@@ -7,36 +7,16 @@
 
 #include <type_traits>
 
-#include "attention.h"
-#include "elementwise.h"
-#include "rope.h"
+#include "decoder.h"
 
 namespace pd {
 namespace {
 
+// This thread's share of step.scratch.
 template <typename Tile>
-void attend(const AttentionStep& step, typename Tile::Stored* qkv, typename Tile::Stored* kv,
-            const typename Tile::Stored* q_norm, const typename Tile::Stored* k_norm, typename Tile::Stored* out) {
+char* own_scratch(const AttentionStep& step) {
     const int block_rows = step.block_tokens * (step.num_heads / step.num_kv_heads);
-    const int64_t workspace_bytes = Workspace<Tile>::bytes(step.head_dim, block_rows);
-#pragma omp parallel num_threads(step.num_threads) if (step.num_threads > 1)
-    {
-        char* const scratch = step.scratch + omp_get_thread_num() * workspace_bytes;
-#pragma omp for schedule(static)
-        for (int64_t token = 0; token < step.num_tokens; ++token)
-            rotate_and_write(step, token, qkv, kv, q_norm, k_norm);
-
-        Workspace<Tile> work(scratch, step.head_dim, block_rows);
-#pragma omp for schedule(dynamic, 1)
-        for (int unit = 0; unit < step.num_items * step.num_kv_heads; ++unit)
-            run_item<Tile>(step, step.items[unit / step.num_kv_heads], unit % step.num_kv_heads, qkv, kv, out, work);
-
-        if (step.num_merges > 0) {
-#pragma omp for schedule(static)
-            for (int unit = 0; unit < step.num_merges * step.num_kv_heads; ++unit)
-                run_merge(step, step.merges[unit / step.num_kv_heads], unit % step.num_kv_heads, out, work.out);
-        }
-    }
+    return step.scratch + omp_get_thread_num() * Workspace<Tile>::bytes(step.head_dim, block_rows);
 }
 
 // Calls f with a null pointer of the element type, to choose its instance.
@@ -83,8 +63,12 @@ void pd_silu_mul(int32_t dtype, const void* gate_up, void* out, int64_t rows, in
     });
 }
 
-// The size of AttentionStep, so that a caller can see that it has the same one.
-int64_t pd_step_bytes() { return sizeof(pd::AttentionStep); }
+// The size of a struct, so that a caller can see that it has the same one.
+int64_t pd_struct_bytes(int32_t which) {
+    const int64_t sizes[] = {sizeof(pd::AttentionStep), sizeof(pd::PackedLinear), sizeof(pd::DecoderLayer),
+                             sizeof(pd::Decoder), sizeof(pd::DecoderBatch)};
+    return sizes[which];
+}
 
 // Query tokens in one block of attention, for `group` query heads to a KV head.
 int32_t pd_block_tokens(int32_t group) { return std::max(1, pd::kBlockRows / group); }
@@ -103,14 +87,47 @@ int64_t pd_scratch_bytes(int32_t dtype, int32_t head_dim, int32_t group) {
 // Fills items, merges and their counts from the batch; 0, or the item capacity needed when it is too small.
 int32_t pd_plan(pd::AttentionStep* step) { return pd::plan(*step); }
 
-// qkv [tokens, (heads + 2 kv_heads) * head_dim] (its queries are rotated in place), kv one layer's pages, the norms
-// [head_dim] or null, out [tokens, heads * head_dim].
-void pd_attend(const pd::AttentionStep* step, void* qkv, void* kv, const void* q_norm, const void* k_norm, void* out) {
+// qkv [tokens, (heads + 2 kv_heads) * head_dim] (its queries are rotated in place), the norms [head_dim] or null, out
+// [tokens, heads * head_dim].
+void pd_attend(const pd::AttentionStep* step, int64_t layer, void* qkv, const void* q_norm, const void* k_norm,
+               void* out) {
     pd::with_type(step->dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
-        pd::attend<typename pd::TileFor<T>::Type>(*step, static_cast<T*>(qkv), static_cast<T*>(kv),
-                                                  static_cast<const T*>(q_norm), static_cast<const T*>(k_norm),
-                                                  static_cast<T*>(out));
+        using Tile = typename pd::TileFor<T>::Type;
+#pragma omp parallel num_threads(step->num_threads) if (step->num_threads > 1)
+        pd::attend_in_team<Tile>(*step, layer, static_cast<T*>(qkv), q_norm, k_norm, static_cast<T*>(out),
+                                 pd::own_scratch<Tile>(*step));
     });
+}
+
+// Elements of the packed form of a weight [outputs, inputs], or 0 where pd_forward has no product for it.
+int64_t pd_packed_elements(int32_t dtype, int64_t outputs, int64_t inputs, int32_t two_halves) {
+    if (dtype > 1 || (dtype == 1 && inputs % 2 != 0) || (two_halves && outputs % 2 != 0)) return 0;
+    return pd::Weight<float>{nullptr, nullptr, outputs, inputs, two_halves != 0}.panels() * pd::kPanel * inputs;
+}
+
+void pd_pack_linear(int32_t dtype, const void* weight, int64_t outputs, int64_t inputs, int32_t two_halves,
+                    void* packed) {
+    if (dtype == 0) {
+        const pd::Weight<float> shape{nullptr, nullptr, outputs, inputs, two_halves != 0};
+        pd::pack_weight(static_cast<const float*>(weight), shape, packed);
+    } else {
+        const pd::Weight<pd::BFloat16> shape{nullptr, nullptr, outputs, inputs, two_halves != 0};
+        pd::pack_weight(static_cast<const pd::BFloat16*>(weight), shape, packed);
+    }
+}
+
+// The logits of one planned batch; step->dtype is float32 or bfloat16.
+void pd_forward(const pd::Decoder* model, const pd::AttentionStep* step, const pd::DecoderBatch* batch) {
+#pragma omp parallel num_threads(step->num_threads) if (step->num_threads > 1)
+    {
+        if (step->dtype == 0) {
+            using Tile = pd::FloatTile<float>;
+            pd::forward_in_team<Tile>(*model, *step, *batch, pd::own_scratch<Tile>(*step));
+        } else {
+            using Tile = pd::BFloat16Tile;
+            pd::forward_in_team<Tile>(*model, *step, *batch, pd::own_scratch<Tile>(*step));
+        }
+    }
 }
 }

@@ -14,6 +14,21 @@ constexpr int kTileKeys = 64;
 constexpr int kTileVecs = kTileKeys / kLanes;
 constexpr int kGroupRows = 6;  // 6 rows x 4 vectors of accumulators leave room for operands in 32 registers
 
+// Rows of keys or values that are wanted next, to be asked of memory while this tile is computed. KV pages lie scattered,
+// so the processor's own prefetching finds only a few of their lines. Into the second-level cache: the first has too
+// few outstanding misses to keep memory busy.
+template <typename T>
+struct Ahead {
+    const T* rows[kTileKeys];
+    int count = 0;
+
+    void fetch(int from, int until, int dims) const {
+        constexpr int kLineElements = 64 / sizeof(T);
+        for (int i = from; i < until && i < count; ++i)
+            for (int d = 0; d < dims; d += kLineElements) __builtin_prefetch(rows[i] + d, 0, 2);
+    }
+};
+
 inline int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // Sixteen vectors of sixteen 32-bit lanes, rows to columns.
@@ -54,6 +69,7 @@ template <typename T>
 struct FloatTile {
     using Stored = T;
     using Packed = float;
+    static constexpr int kExpDegree = 6;
     static constexpr int kDims = kLanes;  // head dimensions are padded to a multiple of this
 
     // Packed elements of one query row, and of one row of probabilities.
@@ -64,8 +80,9 @@ struct FloatTile {
         for (int d = 0; d < dims; d += kLanes) store(out + d, load(row + d));
     }
 
-    static void pack_keys(const T* const* rows, int count, float* out, int dims) {
+    static void pack_keys(const T* const* rows, int count, float* out, int dims, const Ahead<T>& ahead) {
         for (int first = 0; first < count; first += kLanes) {
+            ahead.fetch(first, first + kLanes, dims);
             for (int d = 0; d < dims; d += kLanes) {
                 Vec block[kLanes];
                 for (int i = 0; i < kLanes; ++i) block[i] = load(rows[first + i] + d);
@@ -75,8 +92,9 @@ struct FloatTile {
         }
     }
 
-    static void pack_values(const T* const* rows, int count, float* out, int dims) {
+    static void pack_values(const T* const* rows, int count, float* out, int dims, const Ahead<T>& ahead) {
         for (int i = 0; i < count; ++i) {
+            ahead.fetch(i, i + 1, dims);
             for (int d = 0; d < dims; d += kLanes) store(out + i * dims + d, load(rows[i] + d));
         }
     }
@@ -86,8 +104,10 @@ struct FloatTile {
     }
 
     template <int R>
-    static void scores(const float* queries, const float* keys, int dims, float (*out)[kTileKeys]) {
-        Vec sum[R][kTileVecs] = {};
+    [[gnu::always_inline]] static void scores(const float* queries, const float* keys, int dims,
+                                              Vec (&sum)[R][kTileVecs]) {
+        for (int r = 0; r < R; ++r)
+            for (int j = 0; j < kTileVecs; ++j) sum[r][j] = Vec{};
         for (int d = 0; d < dims; ++d) {
             Vec key[kTileVecs];
             for (int j = 0; j < kTileVecs; ++j) key[j] = load(keys + d * kTileKeys + j * kLanes);
@@ -96,8 +116,6 @@ struct FloatTile {
                 for (int j = 0; j < kTileVecs; ++j) sum[r][j] += query * key[j];
             }
         }
-        for (int r = 0; r < R; ++r)
-            for (int j = 0; j < kTileVecs; ++j) store(out[r] + j * kLanes, sum[r][j]);
     }
 
     // out[r][d .. d + 16 V) = out * keep[r] + p[r] x values
@@ -124,6 +142,7 @@ struct FloatTile {
 struct PairTile {
     using Stored = BFloat16;
     using Packed = uint32_t;
+    static constexpr int kExpDegree = 4;
     static constexpr int kDims = 2 * kLanes;
 
     static int query_width(int dims) { return dims / 2; }
@@ -131,8 +150,9 @@ struct PairTile {
 
     static void pack_query(const BFloat16* row, uint32_t* out, int dims) { std::memcpy(out, row, dims * sizeof *row); }
 
-    static void pack_keys(const BFloat16* const* rows, int count, uint32_t* out, int dims) {
+    static void pack_keys(const BFloat16* const* rows, int count, uint32_t* out, int dims, const Ahead<BFloat16>& ahead) {
         for (int first = 0; first < count; first += kLanes) {
+            ahead.fetch(first, first + kLanes, dims);
             for (int d = 0; d < dims; d += kDims) {
                 Vec block[kLanes];
                 for (int i = 0; i < kLanes; ++i) std::memcpy(&block[i], rows[first + i] + d, sizeof block[i]);
@@ -143,12 +163,14 @@ struct PairTile {
         }
     }
 
-    static void pack_values(const BFloat16* const* rows, int count, uint32_t* out, int dims) {
+    static void pack_values(const BFloat16* const* rows, int count, uint32_t* out, int dims,
+                            const Ahead<BFloat16>& ahead) {
         alignas(64) static constexpr uint16_t kLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
                                                           8,  40, 9,  41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
         const __m512i low = _mm512_load_si512(kLow);
         const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
         for (int i = 0; i < count; i += 2) {
+            ahead.fetch(i, i + 2, dims);
             for (int d = 0; d < dims; d += kDims) {
                 const __m512i even = _mm512_loadu_si512(rows[i] + d), odd = _mm512_loadu_si512(rows[i + 1] + d);
                 uint32_t* const to = out + i / 2 * dims + d;
@@ -170,7 +192,8 @@ struct PairTile {
     static __m512bh pairs(const uint32_t* from) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(from)); }
 
     template <int R>
-    static void scores(const uint32_t* queries, const uint32_t* keys, int dims, float (*out)[kTileKeys]) {
+    [[gnu::always_inline]] static void scores(const uint32_t* queries, const uint32_t* keys, int dims,
+                                              Vec (&out)[R][kTileVecs]) {
         __m512 sum[R][kTileVecs];
         for (int r = 0; r < R; ++r)
             for (int j = 0; j < kTileVecs; ++j) sum[r][j] = _mm512_setzero_ps();
@@ -184,7 +207,7 @@ struct PairTile {
             }
         }
         for (int r = 0; r < R; ++r)
-            for (int j = 0; j < kTileVecs; ++j) _mm512_storeu_ps(out[r] + j * kLanes, sum[r][j]);
+            for (int j = 0; j < kTileVecs; ++j) out[r][j] = reinterpret_cast<Vec>(sum[r][j]);
     }
 
     template <int R, int V>

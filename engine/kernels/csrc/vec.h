@@ -141,26 +141,52 @@ inline float lane_max(Vec value) {
 #endif
 }
 
-// e to the x within 2 ulp, x clamped to [-87, 88]. Cody and Waite's reduction by ln 2 in two parts, then the
-// polynomial of degree 6 that minimises the relative error on [-ln 2 / 2, ln 2 / 2] (coefficients as in Cephes' expf).
-inline Vec exponential(Vec x) {
-    x = x > splat(-87.0f) ? x : splat(-87.0f);
-    x = x < splat(88.0f) ? x : splat(88.0f);
+// 2 to the x for x <= 127, 0 or next to it far below: x = n + r with |r| <= 1/2, a polynomial for 2^r, then n into the
+// exponent. Degree 6 is good to float32's last bits, degree 4 (relative error 4e-6) where bfloat16 follows. The
+// polynomials interpolate 2^r at the Chebyshev nodes of [-1/2, 1/2].
+template <int Degree>
+inline Vec exp2(Vec x) {
+    static_assert(Degree == 4 || Degree == 6, "no such polynomial here");
+#if defined(__AVX512F__)
+    const Vec n = reinterpret_cast<Vec>(_mm512_roundscale_ps(reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT));
+#else
+    x = x > splat(-126.0f) ? x : splat(-126.0f);
     const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding and taking it away rounds to an integer
-    const Vec shifted = x * 1.44269504088896341f + magic;
-    const Vec n = shifted - magic;
-    const Vec r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-    Vec p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
+    const Vec n = (x + magic) - magic;
+#endif
+    const Vec r = x - n;
+    Vec p;
+    if constexpr (Degree == 6) {
+        p = splat(0.0001546144469f);
+        p = p * r + 0.001340042818f;
+        p = p * r + 0.009618056679f;
+        p = p * r + 0.05550327227f;
+        p = p * r + 0.2402265092f;
+        p = p * r + 0.6931472067f;
+        p = p * r + 1.0f;
+    } else {
+        p = splat(0.009666368515f);
+        p = p * r + 0.05592197584f;
+        p = p * r + 0.2402234904f;
+        p = p * r + 0.6931210452f;
+        p = p * r + 1.0f;
+    }
+#if defined(__AVX512F__)
+    return reinterpret_cast<Vec>(_mm512_scalef_ps(reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
+#else
     const VecInt power = (__builtin_convertvector(n, VecInt) + 127) << 23;
     Vec scale;
     std::memcpy(&scale, &power, sizeof scale);
     return p * scale;
+#endif
+}
+
+constexpr float kLog2E = 1.44269504088896341f;
+
+// e to the x for |x| < 87.
+inline Vec exponential(Vec x) {
+    x = x < splat(87.0f) ? x : splat(87.0f);
+    return exp2<6>(x * kLog2E);
 }
 
 }  // namespace pd
