@@ -73,11 +73,18 @@ def _follow(
     world.run_out()
 
 
-def walk(make: MakeWorld, *, seed: int, faults: int, fault_rate: float, length: int = 80) -> World:
-    """Take random steps, and up to `faults` faults among them; then let the world end."""
+def walk(
+    make: MakeWorld, *, seed: int, faults: int, fault_rate: float, wait_rate: float = 0.0, length: int = 80
+) -> World:
+    """Take random steps, and up to `faults` faults among them; then let the world end.
+
+    At `wait_rate` time passes though something could happen, up to the next lease or retry.
+    """
     choose = random.Random(seed)
     world = make()
     for _ in range(length):
+        if choose.random() < wait_rate and world.next_wait < 30.0:
+            world.do(("wait",))
         wrong = world.faults() if faults and choose.random() < fault_rate else []
         possible = wrong or world.steps()
         if not possible:

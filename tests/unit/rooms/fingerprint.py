@@ -30,7 +30,8 @@ def fingerprint(world: World) -> int:
     clients = [_client(client) for client in world.router.clients.values()]
     replicas = [_replica(replica) for replica in world.replicas.values()]
     routes = tuple(sorted(world.router.wires.items()))
-    return hash((world.now, tuple(sorted(wires)), tuple(clients), tuple(replicas), routes))
+    draining = tuple(sorted(world.router.draining))
+    return hash((world.now, tuple(sorted(wires)), tuple(clients), tuple(replicas), routes, draining))
 
 
 def _client(client: Client) -> Hashable:
@@ -50,6 +51,7 @@ def _replica(replica: Replica) -> Hashable:
     return (
         replica.address.boot,
         replica.touched,
+        replica._model.passes + 1 in replica._model.fail_at,
         tuple(sorted((room, _prefill_room(record)) for room, record in prefill.rooms.items())),
         tuple(prefill._ahead._waiting),
         tuple(sorted((room, _decode_room(record)) for room, record in decode.rooms.items())),

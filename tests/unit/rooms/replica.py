@@ -43,7 +43,7 @@ class Replica:
         self.name = name
         self.address = PeerAddress(name, boot, "test", 1)
         self.alive = True
-        self.engine, _ = toy_engine(
+        self.engine, self._model = toy_engine(
             pages=pages, page_size=2, chunked_prefill_size=4, decode_headroom_tokens=2, max_running_requests=4
         )
         self.copies = Copies(self.engine.pool, world.pool_of, world.reaches)
@@ -120,6 +120,15 @@ class Replica:
             self.decode.after_step(output)
             self.prefill.after_step(output)
         self._flush()
+
+    def fail_next_step(self) -> None:
+        """The model will raise in the next step."""
+        self._model.fail_at.add(self._model.passes + 1)
+
+    def drain(self) -> None:
+        """Take no new rooms."""
+        self.prefill.drain()
+        self.decode.drain()
 
     @property
     def wants_pass(self) -> bool:

@@ -81,6 +81,8 @@ class Router:
         self.clients = {
             name: Client(name, one, deadline) for name, one in zip(("one", "two", "three"), asked, strict=False)
         }
+        self.draining: set[str] = set()
+        """Replicas that take no new rooms: their step frames say so."""
         self.failures: list[str] = []
 
     def start(self) -> None:
@@ -177,17 +179,18 @@ class Router:
             self._open(client)
 
     def _open(self, client: Client) -> None:
-        if not self.wires:
+        usable = self.wires.keys() - self.draining
+        if not usable:
             self._end(client, "no replica")
             return
         client.epoch += 1
         room, job = client.room, client.asked.job([event.token for event in client.log])
         ttl_ms = int(1000 * (client.deadline - self.world.now))
-        if {"P", "D"} <= self.wires.keys() and not client.log and not client.transfer_failed:
+        if {"P", "D"} <= usable and not client.log and not client.transfer_failed:
             self._send(client, "P", OpenPrefill(room, job, ttl_ms, self.world.replicas["D"].address))
             self._send(client, "D", OpenDecode(room, job, ttl_ms, self.world.known_address("P")))
         else:
-            self._send(client, "D" if "D" in self.wires else "P", OpenGenerate(room, job, ttl_ms))
+            self._send(client, "D" if "D" in usable else "P", OpenGenerate(room, job, ttl_ms))
 
     def _abort(self, client: Client, reason: AbortReason) -> None:
         for replica, wire in client.halves.items():

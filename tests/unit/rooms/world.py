@@ -29,11 +29,12 @@ class World:
         self,
         asked: Sequence[Asked],
         *,
-        pages: int = 8,
+        pages: tuple[int, int] = (8, 8),
         deadline: float = 60.0,
         break_law: Callable[[Replica], None] | None = None,
     ) -> None:
-        """`break_law` is done to every replica that boots; for proving that the tests notice."""
+        """`pages` are those of P's pool and of D's; `break_law` is done to every replica that boots, for proving that
+        the tests notice."""
         self.now = START
         self.wires: dict[str, Wire] = {}
         self.replicas: dict[str, Replica] = {}
@@ -42,7 +43,7 @@ class World:
         self._pools: dict[PeerAddress, KVPool] = {}
         self._addresses: dict[str, PeerAddress] = {}
         """The peer that each wire of D's own leads to."""
-        self._pages = pages
+        self._pages = dict(zip(("P", "D"), pages, strict=True))
         self._break_law = break_law
         self._numbers = itertools.count(1)
         self._boots = {"P": 0, "D": 0}
@@ -130,6 +131,10 @@ class World:
         for name, replica in self.replicas.items():
             if replica.alive:
                 found.append(("kill", name))
+                if replica.engine.has_work():
+                    found.append(("fail", name))
+                if name not in self.router.draining:
+                    found.append(("drain", name))
                 found += [("corrupt", name, key) for key, copy in replica.copies.running.items() if not copy.copied]
         found += [("gone", client.name) for client in self.router.clients.values() if not client.result]
         if self.next_deadline is not None:
@@ -159,6 +164,11 @@ class World:
                 self._kill(name)
             case ("restart", str(name)):
                 self._boot(name)
+            case ("fail", str(name)):
+                self.replicas[name].fail_next_step()
+            case ("drain", str(name)):
+                self.replicas[name].drain()
+                self.router.draining.add(name)
             case ("gone", str(name)):
                 self.router.gone(name)
             case ("wait",):
@@ -169,6 +179,11 @@ class World:
                 raise AssertionError(f"unknown step {step}")
         if check:
             self.check([name for name in ("P", "D") if name in step])
+
+    @property
+    def next_wait(self) -> float:
+        """Seconds until something happens by itself."""
+        return float("inf") if self.next_deadline is None else self.next_deadline - self.now
 
     @property
     def next_deadline(self) -> float | None:
@@ -190,7 +205,7 @@ class World:
                 for record in replica.prefill.rooms.values()
                 if record.waits_for_reservation and record.state is not PrefillState.WAITING
             )
-            if ahead > self._pages // 2:
+            if ahead > self._pages[name] // 2:
                 raise LawBroken(f"{name}: {ahead} pages of rooms that decode has not reserved")
 
     def settle(self) -> int:
@@ -245,7 +260,8 @@ class World:
 
     def _boot(self, name: str) -> None:
         self._boots[name] += 1
-        replica = Replica(self, name, self._boots[name], pages=self._pages)
+        self.router.draining.discard(name)
+        replica = Replica(self, name, self._boots[name], pages=self._pages[name])
         if self._break_law is not None:
             self._break_law(replica)
         self.replicas[name] = replica
