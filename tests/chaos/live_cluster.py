@@ -27,13 +27,13 @@ from cluster.process_tree import descendants
 ROOT = Path(__file__).parents[2]
 READY_S = 240.0
 STOP_S = 60.0
-SETTLE_S = 60.0
+SETTLE_S = 180.0
 _POLL_S = 0.1
 _READ_STATES = """
-import json, sys
+import json
 import ray
 from ray import serve
-ray.init(address=sys.argv[1], namespace="serve", logging_level="ERROR", log_to_driver=False)
+ray.init(namespace="serve", logging_level="ERROR", log_to_driver=False)
 states = serve.get_deployment_handle("Directory", "pd").states.remote().result(timeout_s=10)
 print(json.dumps(states, default=str))
 """
@@ -85,13 +85,15 @@ class LiveCluster:
             state: dict[str, Any] = json.load(answer)
         return state
 
+    def ray_environment(self) -> dict[str, str]:
+        """The variables with which Ray's programs and drivers find this cluster and may use it."""
+        return dict(re.findall(r"\b(RAY_[A-Z_]+)=(\S+)", self.log.read_text()))
+
     def replica_states(self) -> dict[str, dict[str, Any]]:
         """What each replica says of itself, its audited books included, by replica id: asked of the directory."""
-        found = re.search(rb"RAY_ADDRESS=(\S+) RAY_AUTH_MODE=(\S+)", self.log.read_bytes())
-        assert found is not None, "the launcher prints Ray's address"
         done = subprocess.run(
-            [sys.executable, "-c", _READ_STATES, found[1].decode()],
-            env={**os.environ, "RAY_AUTH_MODE": found[2].decode()},
+            [sys.executable, "-c", _READ_STATES],
+            env=os.environ | self.ray_environment(),
             capture_output=True,
             text=True,
             timeout=60,
