@@ -21,6 +21,8 @@ from collections.abc import Hashable, Sequence
 from engine.audit import AuditReport, audit
 from engine.batch import Piece, pack_batch
 from engine.config import EngineConfig
+from engine.counters import EngineCounters
+from engine.generation import Generations
 from engine.interfaces import Model, TokenSampler
 from engine.kv_manager import KVManager
 from engine.kv_spec import KVPool
@@ -28,9 +30,9 @@ from engine.limits import RequestTooLong, sequence_limit
 from engine.outputs import StepOutput, TokenOutput
 from engine.page_allocator import PageState
 from engine.request import Request, RequestStatus
-from engine.sampling import LogitsError, Sampled, SampleRow
+from engine.sampling import LogitsError, Sampled
 from engine.scheduler import Scheduled, Scheduler
-from engine.stopping import Stopper, StopTextFactory
+from engine.stopping import StopTextFactory
 from protocol.rooms import Load
 
 __all__ = ["Engine", "RequestTooLong"]
@@ -65,14 +67,13 @@ class Engine:
         """Tokens a sequence may have, prompt and generated together."""
         self._model = model
         self._sampler = sampler
-        self._stop_texts = stop_texts
+        self._generations = Generations(eos_token_ids=model.config.eos_token_ids, stop_texts=stop_texts)
         self._memory = KVManager(
             num_pages=config.num_pages, page_size=config.page_size, enable_prefix_cache=config.enable_prefix_cache
         )
-        self._scheduler = Scheduler(config=config, memory=self._memory)
+        self.counters = EngineCounters()
+        self._scheduler = Scheduler(config=config, memory=self._memory, counters=self.counters)
         self._requests: dict[Hashable, Request] = {}
-        self._stoppers: dict[Hashable, Stopper] = {}
-        self._rows: dict[Hashable, SampleRow] = {}
         self._registrations = 0
         self._stalled = False
         """Whether nothing could be scheduled the last time, and nothing has changed since."""
@@ -92,10 +93,9 @@ class Engine:
         request is as it was and may be tried again.
         """
         self._check(request)
-        self._register(request)
         if not self._scheduler.reserve(request):
-            self._forget(request)
             return False
+        self._register(request)
         return True
 
     def unreserve(self, request: Request) -> None:
@@ -111,11 +111,11 @@ class Engine:
         """
         if request.status is not RequestStatus.RECEIVING:
             raise ValueError(f"request {request.key!r} is {request.status.name}; only a RECEIVING one can be admitted")
-        ended = self._stoppers[request.key].check(token, length=request.num_tokens + 1)
+        ended = self._generations.check(request, token)
         if ended is not None:
             raise ValueError(f"request {request.key!r} was handed over with token {token}, which ends it ({ended[0]})")
         self._scheduler.admit(request)
-        request.append(token)
+        self._generations.append(request, token)
 
     # ---- requests out ---------------------------------------------------------------------------------------
 
@@ -183,7 +183,9 @@ class Engine:
             for item in work:
                 self._fail(item.request, f"the model failed on this batch: {error!r}", output)
             return output
+        self.counters.steps += 1
         for item in work:
+            self.counters.computed_tokens += item.count
             item.request.num_computed += item.count
             if item.request.retain:
                 output.progress.append((item.request, item.request.num_computed))
@@ -208,22 +210,22 @@ class Engine:
         logits = self._model.forward(batch, self.pool)
         if not sampling:
             return []
-        return self._sampler.sample(logits, [self._row(request) for request in sampling])
+        return self._sampler.sample(logits, [self._generations.row(request) for request in sampling])
 
     def _take(self, request: Request, sampled: Sampled, output: StepOutput) -> None:
         """Add a sampled token to its request and move the request on."""
         position = request.num_generated
-        request.append(sampled.token)
-        self._rows[request.key].append(sampled.token)
         try:
-            ended = self._stoppers[request.key].check(sampled.token, length=request.num_tokens)
+            ended = self._generations.check(request, sampled.token)
         except Exception as error:
             _LOG.exception("the text of request %r failed", request.key)
             self._fail(request, f"making text of token {sampled.token} failed: {error!r}", output)
             return
+        self._generations.append(request, sampled.token)
         finish, matched = ended if ended is not None else (None, None)
         cached = min(request.num_cached, request.num_prompt_tokens) if request.num_outputs == 0 else None
         request.num_outputs += 1
+        self.counters.generated_tokens += 1
         output.tokens.append(
             TokenOutput(request, position, sampled.token, sampled.logprob, sampled.top, finish, matched, cached)
         )
@@ -276,36 +278,21 @@ class Engine:
         """Refuse what can never be served, and set the request's length limit."""
         if request.key in self._requests or request.key in self._memory.quarantined:
             raise ValueError(f"there is a request {request.key!r} already; keys must differ")
-        request.limit = sequence_limit(request, max_context=self.max_context, has_text=self._stop_texts is not None)
+        request.limit = sequence_limit(request, max_context=self.max_context, has_text=self._generations.has_text)
 
     def _register(self, request: Request) -> None:
         self._stalled = False
         self._requests[request.key] = request
-        self._stoppers[request.key] = Stopper(
-            request, eos_token_ids=self._model.config.eos_token_ids, stop_texts=self._stop_texts
-        )
         if not request.registration:
             self._registrations += 1
             request.registration = self._registrations
-
-    def _row(self, request: Request) -> SampleRow:
-        """The request's sampling state, made when it first samples."""
-        row = self._rows.get(request.key)
-        if row is None:
-            row = self._rows[request.key] = SampleRow(
-                params=request.sampling,
-                prompt=request.tokens[: request.num_prompt_tokens],
-                generated=request.generated,
-                choice=request.choice,
-                eos_token_ids=self._model.config.eos_token_ids,
-            )
-        return row
 
     def _fail(self, request: Request, why: str, output: StepOutput) -> None:
         """End a request whose KV cannot be trusted any more."""
         self._scheduler.remove(request)
         self._memory.drop(request)
         self._end(request)
+        self.counters.failed += 1
         output.failed.append((request, why))
 
     def _end(self, request: Request) -> None:
@@ -315,5 +302,4 @@ class Engine:
     def _forget(self, request: Request) -> None:
         self._stalled = False
         del self._requests[request.key]
-        del self._stoppers[request.key]
-        self._rows.pop(request.key, None)
+        self._generations.forget(request.key)

@@ -92,6 +92,7 @@ class Request:
         """Leading tokens whose KV the prefix cache had when pages were first given."""
         self.num_outputs = 0
         """Tokens this engine has reported."""
+        self.num_preemptions = 0
         self.overtaken = 0
         """Later requests let in while this one waited and did not fit."""
         self.room_sought = (-1, 0)

@@ -20,7 +20,9 @@ from bisect import insort
 from dataclasses import dataclass
 
 from engine.config import EngineConfig
+from engine.counters import EngineCounters
 from engine.kv_manager import KVManager
+from engine.radix_cache import Match
 from engine.request import Request, RequestStatus
 
 
@@ -35,7 +37,7 @@ class Scheduled:
 class Scheduler:
     """The waiting, reserved and running requests of one engine. Deterministic; reads no clock."""
 
-    def __init__(self, *, config: EngineConfig, memory: KVManager) -> None:
+    def __init__(self, *, config: EngineConfig, memory: KVManager, counters: EngineCounters) -> None:
         self.waiting: list[Request] = []
         """Oldest first."""
         self.running: list[Request] = []
@@ -44,6 +46,9 @@ class Scheduler:
         """Status RECEIVING; each has a place in the batch kept for it."""
         self._config = config
         self._memory = memory
+        self._counters = counters
+        self._growth_of_others: int | None = None
+        """`_headroom_of_others`, kept for a row of reservations; None when it may have changed."""
 
     def add(self, request: Request) -> None:
         """NEW or RUNNING -> WAITING, at its place by age."""
@@ -55,20 +60,19 @@ class Scheduler:
 
         All pages may be shared ones: the peer's token is what comes next, so no logits of the prompt are needed.
         """
-        if not self._has_place() or any(self._is_aged(other) for other in self.waiting):
+        if not self._has_place() or any(map(self._is_aged, self.waiting)):
             return False
-        headroom = self._headroom_of_others()
-        if headroom is not None:
-            headroom += self._growth(request)
-        match = self._memory.find_room(request, max_tokens=request.num_tokens, headroom=headroom or 0)
+        if self._growth_of_others is None:
+            self._growth_of_others = self._headroom_of_others()
+        match = self._find_room(request, self._growth_of_others, max_tokens=request.num_tokens)
         if match is None:
             return False
-        self._memory.attach(request, match)
-        request.num_cached = request.num_computed
+        self._attach(request, match)
         request.move_to(RequestStatus.RECEIVING)
         self.reserved.append(request)
         for other in self.waiting:
             other.overtaken += 1
+        self._growth_of_others = None
         return True
 
     def unreserve(self, request: Request) -> None:
@@ -76,6 +80,7 @@ class Scheduler:
         request.move_to(RequestStatus.NEW)
         self.reserved.remove(request)
         self._memory.drop(request)
+        self._growth_of_others = None
 
     def admit(self, request: Request) -> None:
         """RECEIVING -> RUNNING: the KV of all of its tokens is in its pages."""
@@ -84,6 +89,7 @@ class Scheduler:
         insort(self.running, request, key=_age)
         request.num_computed = request.num_tokens
         self._memory.publish(request)
+        self._growth_of_others = None
 
     def remove(self, request: Request) -> None:
         """Take a request out of whichever line it stands in; its pages and status are the caller's affair."""
@@ -94,9 +100,11 @@ class Scheduler:
         }
         if request.status in lines:
             lines[request.status].remove(request)
+        self._growth_of_others = None
 
     def schedule(self) -> list[Scheduled]:
         """The next step's work; every request in it has pages for what it computes. Empty when nothing can go on."""
+        self._growth_of_others = None
         scheduled = self._generating()
         left = max(self._config.chunked_prefill_size - len(scheduled), self._config.page_size)
         for request in self.running:
@@ -126,6 +134,8 @@ class Scheduler:
         victim = next(request for request in reversed(self.running) if not request.retain)
         self.running.remove(victim)
         self._memory.release(victim)
+        victim.num_preemptions += 1
+        self._counters.preemptions += 1
         self.add(victim)
         return victim
 
@@ -149,11 +159,7 @@ class Scheduler:
         for request in self.waiting.copy():
             if not self._has_place() or left < min(self._config.page_size, request.num_tokens):
                 break
-            match, own = None, 0
-            if not self._memory.is_short(request, headroom=headroom or 0):
-                own = self._growth(request)
-                wanted = headroom + own if headroom is not None else 0
-                match = self._memory.find_room(request, max_tokens=request.num_tokens - 1, headroom=wanted)
+            match = self._find_room(request, headroom, max_tokens=request.num_tokens - 1)
             if match is None:
                 if self._is_aged(request):
                     break
@@ -163,15 +169,28 @@ class Scheduler:
                 break
             for other in passed_over:
                 other.overtaken += 1
-            headroom = (headroom or 0) + own
-            self._memory.attach(request, match)
-            if request.num_outputs == 0:
-                request.num_cached = request.num_computed
+            headroom += self._growth(request)
+            self._attach(request, match)
             request.overtaken = 0
             self.waiting.remove(request)
             request.move_to(RequestStatus.RUNNING)
             insort(self.running, request, key=_age)
             left -= self._take_chunk(request, request.num_tokens - request.num_computed, left, scheduled)
+
+    def _find_room(self, request: Request, headroom: int, *, max_tokens: int) -> Match | None:
+        """Whether the request fits beside those in, who may grow by `headroom` pages; alone it needs none."""
+        if self._memory.is_short(request, headroom=headroom):
+            return None
+        if self.running or self.reserved:
+            headroom += self._growth(request)
+        return self._memory.find_room(request, max_tokens=max_tokens, headroom=headroom)
+
+    def _attach(self, request: Request, match: Match) -> None:
+        self._memory.attach(request, match)
+        if not request.num_preemptions:
+            request.num_cached = request.num_computed
+            self._counters.prompt_tokens += request.num_tokens
+            self._counters.cached_tokens += request.num_cached
 
     def _has_place(self) -> bool:
         return len(self.running) + len(self.reserved) < self._config.max_running_requests
@@ -179,10 +198,8 @@ class Scheduler:
     def _is_aged(self, request: Request) -> bool:
         return request.overtaken >= self._config.max_overtakes
 
-    def _headroom_of_others(self) -> int | None:
-        """Pages by which those running and reserved may grow; None when there are none, and headroom is waived."""
-        if not self.running and not self.reserved:
-            return None
+    def _headroom_of_others(self) -> int:
+        """Pages by which those running and reserved may grow."""
         return sum(map(self._growth, self.running)) + sum(map(self._growth, self.reserved))
 
     def _growth(self, request: Request) -> int:

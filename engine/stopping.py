@@ -23,6 +23,8 @@ class StopText(Protocol):
 
 
 StopTextFactory = Callable[[Request], StopText]
+Ending = tuple[FinishReason, str | int | None]
+"""Why a sequence ended, and the stop string or stop token that did it."""
 
 
 def stop_texts(tokenizer: Tokenizer) -> StopTextFactory:
@@ -56,8 +58,8 @@ class Stopper:
             for token in request.generated:
                 self._text.push(token)
 
-    def check(self, token: int, *, length: int) -> tuple[FinishReason, str | int | None] | None:
-        """Why the sequence ends with `token`, its `length`-th in all, and what was matched; None when it goes on.
+    def check(self, token: int, *, length: int) -> Ending | None:
+        """How the sequence ends with `token`, its `length`-th in all; None when it goes on.
 
         That no stop token comes before `min_tokens` is the sampler's doing.
         """

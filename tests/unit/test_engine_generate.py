@@ -120,6 +120,19 @@ def test_preempted_requests_lose_nothing() -> None:
     assert_idle(engine)
 
 
+def test_what_a_preempted_request_left_in_the_cache_is_no_prefix_hit() -> None:
+    engine, _ = toy_engine(pages=12, decode_headroom_tokens=0, chunked_prefill_size=16)
+    engine.add(request("old", _prompt(16, 1), 20))
+    engine.add(request("young", _prompt(18, 2), 8))
+    outputs = run(engine)
+    assert engine.counters.preemptions > 0
+    assert [outputs[key][0].cached_tokens for key in ("old", "young")] == [0, 0]
+    assert (engine.counters.prompt_tokens, engine.counters.cached_tokens) == (34, 0)
+    assert engine.counters.generated_tokens == 28
+    engine.add(request("again", _prompt(16, 1), 2))
+    assert run(engine)["again"][0].cached_tokens == engine.counters.cached_tokens > 0
+
+
 def test_logged_tokens_are_gone_on_from() -> None:
     engine, _ = toy_engine()
     prompt = _prompt(10)

@@ -160,6 +160,8 @@ def test_an_engine_that_can_do_nothing_says_so() -> None:
     assert engine.has_work()
     assert not step(engine).tokens
     assert not engine.has_work(), "stepping again could change nothing"
+    assert not engine.reserve(request("refused", _prompt(9, 3), 9))
+    assert not engine.has_work(), "and a refused reservation changes nothing either"
     engine.abort("held", quarantine=True)
     assert engine.has_work()
     assert not step(engine).tokens

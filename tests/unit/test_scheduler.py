@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from engine.config import EngineConfig
+from engine.counters import EngineCounters
 from engine.kv_manager import KVManager
 from engine.request import Request, RequestStatus
 from engine.scheduler import Scheduled, Scheduler
@@ -28,7 +29,9 @@ def _scheduler(
         max_overtakes=max_overtakes,
     )
     return Scheduler(
-        config=config, memory=KVManager(num_pages=pages, page_size=config.page_size, enable_prefix_cache=True)
+        config=config,
+        memory=KVManager(num_pages=pages, page_size=config.page_size, enable_prefix_cache=True),
+        counters=EngineCounters(),
     )
 
 
