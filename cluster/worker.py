@@ -197,12 +197,16 @@ class ReplicaWorker:
         """The books of the KV pool, counted between two steps."""
         return await asyncio.wrap_future(self._thread.call(self._engine.audit))
 
+    async def is_idle(self) -> bool:
+        """Whether no room is open here."""
+        return await asyncio.wrap_future(self._thread.call(lambda: self._prefill.idle and self._decode.idle))
+
     async def drain(self, *, timeout_s: float) -> bool:
         """Refuse new rooms and wait until the open ones are done; False when some are left at the end."""
         self._draining = True
         deadline = time.monotonic() + timeout_s
         await asyncio.wrap_future(self._thread.call(self._start_draining))
-        while not await asyncio.wrap_future(self._thread.call(self._is_idle)):
+        while not await self.is_idle():
             if time.monotonic() >= deadline:
                 return False
             await asyncio.sleep(0.05)
@@ -227,6 +231,3 @@ class ReplicaWorker:
     def _start_draining(self) -> None:
         self._prefill.drain()
         self._decode.drain()
-
-    def _is_idle(self) -> bool:
-        return self._prefill.idle and self._decode.idle
