@@ -11,16 +11,17 @@ import argparse
 import contextlib
 import ctypes
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import yaml
 from pydantic import ValidationError
@@ -36,6 +37,10 @@ _OBJECT_STORE_BYTES = 100 << 20  # KV never goes through Ray
 
 class StartFailed(RuntimeError):
     """The cluster could not be started; the message says why and what to do."""
+
+
+class StopRequested(BaseException):
+    """The supervisor asked for an end; raised wherever the main thread is."""
 
 
 class Progress:
@@ -64,14 +69,14 @@ def main() -> int:
         _check_port_free(options.host, options.port)
         _set_environment(options.env_file, options.folder)
         _start(application, options, progress)
+        while True:
+            signal.pause()
     except StartFailed as error:
         print(f"\ncannot start: {error}", file=sys.stderr)
         return 1
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    stop.wait()
-    _shut_down(progress)
-    return 0
+    except StopRequested:
+        _shut_down(progress)
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +117,7 @@ def _start(application: _Application, options: argparse.Namespace, progress: Pro
         logging_level="WARNING",
         _temp_dir=str(options.folder),
     )
+    signal.signal(signal.SIGTERM, _request_stop)  # until here Ray has a handler of its own, which exits
     if fetching is not None and fetching.wait() != 0:
         raise StartFailed("the embedded model could not be fetched; the reason stands above")
     progress(f"Ray is up; starting Serve behind {ingress_mode(os.environ).value}")
@@ -128,8 +134,12 @@ def _start(application: _Application, options: argparse.Namespace, progress: Pro
 
 
 def _set_environment(env_file: Path, folder: Path) -> None:
-    """What Ray's processes inherit: the env file, then this cluster's own ports and paths. Set variables win."""
+    """What Ray's processes inherit: the env file, then this cluster's own ports, paths and token. Set variables win."""
+    token = folder / "auth_token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
     variables = read_env_file(env_file) | own_ports_and_paths(folder)
+    variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     if not haproxy_runs():
         variables["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
     for name, value in variables.items():
@@ -168,10 +178,16 @@ def _wait_until_healthy(url: str) -> None:
     raise StartFailed(f"{url}/health was not healthy within {_READY_TIMEOUT_S:.0f} s: {last}")
 
 
+def _request_stop(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise StopRequested
+
+
 def _shut_down(progress: Progress) -> None:
     import ray
     from ray import serve
 
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     progress("draining and shutting down (once more to stop at once)")
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         serve.shutdown()  # Ray prints that its controller's end is a failure
@@ -190,11 +206,13 @@ def _reachable(host: str) -> str:
 
 def _print_usage(url: str, ray_address: str, dashboard: str) -> None:
     body = '{"messages": [{"role": "user", "content": "What is the capital of France?"}], "stream": true}'
+    environment = {"RAY_ADDRESS": ray_address}
+    environment |= {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
     print(
         f"""
   OpenAI API   {url}/v1
-  dashboard    http://{dashboard}  (token: .venv/bin/ray get-auth-token)
-  Ray address  RAY_ADDRESS={ray_address} RAY_AUTH_MODE={os.environ["RAY_AUTH_MODE"]}
+  dashboard    http://{dashboard}  (it asks for the token in {os.environ["RAY_AUTH_TOKEN_PATH"]})
+  Ray          {" ".join(f"{name}={value}" for name, value in environment.items())}
 
   curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from cluster.metrics_export import Reading, histogram_readings
+from decode.rooms import DecodeState
+from prefill.rooms import PrefillState
 from router.metrics import Histogram
 
 _LOAD_HELP = {
@@ -16,6 +18,11 @@ _LOAD_HELP = {
     "cached_pages": "KV pages that only the prefix cache holds",
     "total_pages": "KV pages in the pool",
     "draining": "1 while the replica takes no rooms",
+}
+
+_ROOM_STATES: dict[str, tuple[PrefillState | DecodeState, ...]] = {
+    "prefill": (PrefillState.WAITING, PrefillState.COMPUTING, PrefillState.RETAINED),
+    "decode": (DecodeState.QUEUED, DecodeState.RECEIVING, DecodeState.RUNNING, DecodeState.DRAINING),
 }
 
 
@@ -33,7 +40,6 @@ class ReplicaReadings:
     def __init__(self, reporter: Reported) -> None:
         self._reporter = reporter
         self._stages: dict[str, Histogram] = {}
-        self._room_states: set[tuple[str, str]] = set()
 
     def collect(self) -> Iterator[Reading]:
         """Everything known now."""
@@ -50,17 +56,16 @@ class ReplicaReadings:
             if name in ("used", "quarantined", "balanced"):
                 yield Reading(name=f"replica_pages_{name}", help=f"KV pool when last idle: {name}", value=float(value))
         for half in ("prefill", "decode"):
-            yield from self._rooms(half, state.get(half, {}).get("rooms", {}))
+            yield from _rooms(half, state.get(half, {}).get("rooms", {}))
             yield from _counters(half, state.get(half, {}).get("counters", {}))
 
-    def _rooms(self, half: str, rooms: Mapping[str, int]) -> Iterator[Reading]:
-        """Open rooms by state; a state that has been seen once is told of for ever, 0 included."""
-        self._room_states |= {(half, room_state) for room_state in rooms}
-        for of_half, room_state in sorted(self._room_states):
-            if of_half == half:
-                labels = {"half": half, "state": room_state}
-                count = float(rooms.get(room_state, 0))
-                yield Reading(name="replica_rooms", help="open rooms, by half and state", value=count, labels=labels)
+
+def _rooms(half: str, rooms: Mapping[str, int]) -> Iterator[Reading]:
+    """Open rooms by state, those states included that no room is in now."""
+    for state in _ROOM_STATES[half]:
+        labels = {"half": half, "state": state.value}
+        count = float(rooms.get(state.value, 0))
+        yield Reading(name="replica_rooms", help="open rooms, by half and state", value=count, labels=labels)
 
 
 def _counters(half: str, counters: Mapping[str, Any]) -> Iterator[Reading]:
