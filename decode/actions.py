@@ -6,9 +6,9 @@ prefill replicas are kept here, because making and forgetting them are actions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import assert_never
 
+from decode.cause import Cause, EngineRefused
 from decode.counters import DecodeCounters, DecodeStage
 from decode.grants import GrantQueue
 from decode.intake import PageIntake
@@ -21,7 +21,6 @@ from protocol.answers import Answers
 from protocol.room_memory import RoomMemory
 from protocol.rooms import (
     Abort,
-    AbortReason,
     Closed,
     Delivered,
     Handoff,
@@ -37,43 +36,6 @@ from protocol.rooms import (
 )
 from protocol.timers import Timers
 from transfer.jobs import FetchJob, FetchResult
-
-
-class EngineRefused(Exception):
-    """The engine would not take or admit a request; `event` is what that means for its room."""
-
-    def __init__(self, event: DecodeEvent, why: str) -> None:
-        super().__init__(why)
-        self.event = event
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """Why a move is made."""
-
-    event: DecodeEvent
-    room: Room
-    record: DecodeRoom | None
-    """The room, if it was live when the event came."""
-    link: str
-    message: Message | None
-    detail: str
-    pages: list[int]
-    """Prompt pages that landed."""
-
-    @property
-    def reason(self) -> AbortReason | None:
-        """Why the room ends, in the words of an `Abort`; None when it ends as it should."""
-        if isinstance(self.message, Abort):
-            return self.message.reason
-        ending = DECODE_ENDINGS.get(self.event)
-        return None if ending is None else ending.reason
-
-    @property
-    def live(self) -> DecodeRoom:
-        """The room, for actions that the table only has for live ones."""
-        assert self.record is not None, f"{self.event.name} acted on {self.room}, which is not live"
-        return self.record
 
 
 class DecodeActions:

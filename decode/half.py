@@ -13,10 +13,11 @@ Everything here runs on the engine thread. It opens no socket and never waits: m
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never, cast
 
-from decode.actions import Cause, DecodeActions, EngineRefused
+from decode.actions import DecodeActions
+from decode.cause import Cause, EngineRefused
 from decode.counters import DecodeCounters, DecodeStage
 from decode.grants import GrantQueue
 from decode.ports import DecodePorts, Fetcher, JobKey
@@ -129,11 +130,11 @@ class DecodeHalf:
         room = message.room
         older = self._memory.live_older_than(room)
         if older is not None:
-            self._act(DecodeEvent.SUPERSEDED, older)
+            self._fire(DecodeEvent.SUPERSEDED, older)
         record = self.rooms.get(room)
         wrong = _misfit(record, message) if record is not None else ""
         event = DecodeEvent.BAD_OFFER if wrong else self._event_of(link, message)
-        self._act(event, room, link=link, message=message, detail=wrong)
+        self._fire(event, room, link=link, message=message, detail=wrong or _REFUSALS.get(event, ""))
 
     def fetched(self, result: FetchResult) -> None:
         """A copy has ended: nothing of it can land any more. Raises KeyError for one that this half did not begin."""
@@ -142,7 +143,7 @@ class DecodeHalf:
         pages = record.jobs.pop(number)
         self._actions.count_fetched(result, len(pages))
         event = DecodeEvent.FETCHED if result.ok else DecodeEvent.FETCH_FAILED
-        self._act(event, room, detail=result.error or "", pages=pages)
+        self._fire(event, room, detail=result.error or "", pages=pages)
 
     def link_lost(self, link: str) -> None:
         """A connection is gone, and every message in flight on it."""
@@ -151,22 +152,22 @@ class DecodeHalf:
             del links[address]
         for room, record in list(self.rooms.items()):
             if record.router == link:
-                self._act(DecodeEvent.ROUTER_LOST, room)
+                self._fire(DecodeEvent.ROUTER_LOST, room)
             elif record.prefill == link:
-                self._act(DecodeEvent.PREFILL_LOST, room, detail="the link to the prefill half was lost")
+                self._fire(DecodeEvent.PREFILL_LOST, room, detail="the link to the prefill half was lost")
 
     def tick(self) -> None:
         """Let time pass, and grant pages. Cheap when there is nothing to do."""
         now = self._clock()
         for room in self._actions.timers.pop_due(now):
             age = now - self.rooms[room].opened_at
-            self._act(DecodeEvent.DEADLINE, room, detail=f"deadline, {age:.1f} s after the room was opened")
+            self._fire(DecodeEvent.DEADLINE, room, detail=f"deadline, {age:.1f} s after the room was opened")
         if self._queue.is_due(now):
             self._grant(now)
             for victim in self._queue.revocable(self.rooms.values(), now):
                 if not self._queue.has_computed:
                     break
-                self._act(DecodeEvent.REVOKED, victim.room)
+                self._fire(DecodeEvent.REVOKED, victim.room)
                 self._grant(now)
 
     def after_step(self, output: StepOutput) -> None:
@@ -176,16 +177,16 @@ class DecodeHalf:
             if record is not None:
                 record.output = token
                 event = DecodeEvent.TOKEN if token.finish is None else DecodeEvent.LAST_TOKEN
-                self._act(event, record.room)
+                self._fire(event, record.room)
         for request, why in output.failed:
             record = self._record_of(request)
             if record is not None:
-                self._act(DecodeEvent.ENGINE_FAILED, record.room, detail=why)
+                self._fire(DecodeEvent.ENGINE_FAILED, record.room, detail=why)
 
     def fail_all(self, why: str) -> None:
         """The engine is broken: give every room up."""
         for room in list(self.rooms):
-            self._act(DecodeEvent.ENGINE_FAILED, room, detail=why)
+            self._fire(DecodeEvent.ENGINE_FAILED, room, detail=why)
 
     def next_deadline(self) -> float | None:
         """When `tick` must next be called even if nothing else happens; a reading of `clock`."""
@@ -193,26 +194,6 @@ class DecodeHalf:
         return min((when for when in times if when is not None), default=None)
 
     # ---- moves ------------------------------------------------------------------------------------------------
-
-    def _act(
-        self,
-        event: DecodeEvent,
-        room: Room,
-        *,
-        link: str = "",
-        message: Message | None = None,
-        detail: str = "",
-        pages: list[int] | None = None,
-    ) -> None:
-        """Make the move of one event, and those that follow from it."""
-        self._fire(event, room, link=link, message=message, detail=detail, pages=pages)
-        record = self.rooms.get(room)
-        if record is None:
-            return
-        if record.state is DecodeState.RECEIVING and record.is_complete:
-            self._fire(DecodeEvent.COMPLETE, room)
-        elif record.state is DecodeState.DRAINING and not record.jobs:
-            self._fire(DecodeEvent.DRAINED, room)
 
     def _fire(
         self,
@@ -222,19 +203,28 @@ class DecodeHalf:
         link: str = "",
         message: Message | None = None,
         detail: str = "",
-        pages: list[int] | None = None,
+        pages: Sequence[int] = (),
     ) -> None:
-        """Make one move: enter the next state, then carry out its actions. What the engine refuses ends the room."""
+        """Make the move of one event: enter the next state, carry out its actions, make the moves that follow from it.
+
+        What the engine refuses ends the room.
+        """
         record = self.rooms.get(room)
         move = self._table.move(self._state_of(room), event)
         if record is not None:
             record.state = move.state
-        cause = Cause(event, room, record, link, message, detail, pages or [])
+        cause = Cause(event, room, record, link, message, detail, pages)
         try:
             for action in move.actions:
                 self._actions.carry_out(action, cause)
         except EngineRefused as refusal:
             self._fire(refusal.event, room, detail=str(refusal))
+            return
+        record = self.rooms.get(room)
+        if record is not None and record.state is DecodeState.RECEIVING and record.is_complete:
+            self._fire(DecodeEvent.COMPLETE, room)
+        elif record is not None and record.state is DecodeState.DRAINING and not record.jobs:
+            self._fire(DecodeEvent.DRAINED, room)
 
     def _state_of(self, room: Room) -> DecodeState:
         record = self.rooms.get(room)
@@ -277,12 +267,19 @@ class DecodeHalf:
                 granted = self._engine.reserve(record.request)
             except ValueError as error:
                 event = DecodeEvent.TOO_LONG if isinstance(error, RequestTooLong) else DecodeEvent.ENGINE_FAILED
-                self._act(event, record.room, detail=str(error))
+                self._fire(event, record.room, detail=str(error))
                 continue
             if granted:
-                self._act(DecodeEvent.GRANTED, record.room)
+                self._fire(DecodeEvent.GRANTED, record.room)
             elif self._queue.is_aged(record, now):
                 return
+
+
+_REFUSALS = {
+    DecodeEvent.OPEN_DRAINING: "this replica is draining and takes no new rooms",
+    DecodeEvent.OPEN_EMPTY: "the prompt is empty; at least one token is needed to generate from",
+    DecodeEvent.NEVER_OPENED: "the prefill replica never heard of the room",
+}
 
 
 def _misfit(record: DecodeRoom, message: DecodeMessage) -> str:

@@ -15,11 +15,14 @@ class AheadLimit:
 
     A room that does not fit never stops one behind it that does, until it has waited for `ageing_s`; from then on rooms
     that came later and are not reserved either wait for it. A room larger than the whole share waits for its
-    reservation and stops nobody.
+    reservation and stops nobody; one larger than the pool goes to the engine at once, which says so.
     """
 
-    def __init__(self, *, max_pages: int, ageing_s: float) -> None:
-        self._max_pages = max_pages
+    def __init__(self, *, share: float, pool_pages: int, ageing_s: float) -> None:
+        if not 0 <= share <= 1:
+            raise ValueError(f"ahead_share is {share}; it is a part of the pool, so from 0 to 1")
+        self._max_pages = int(share * pool_pages)
+        self._pool_pages = pool_pages
         self._ageing_s = ageing_s
         self._waiting: dict[Room, PrefillRoom] = {}
         self._ahead: dict[Room, int] = {}
@@ -51,7 +54,7 @@ class AheadLimit:
         taken: list[PrefillRoom] = []
         pages, blocked = self.num_pages, False
         for record in self._waiting.values():
-            if not record.waits_for_reservation:
+            if not record.waits_for_reservation or record.num_pages > self._pool_pages:
                 taken.append(record)
             elif not blocked and pages + record.num_pages <= self._max_pages:
                 taken.append(record)

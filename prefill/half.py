@@ -75,7 +75,7 @@ class PrefillHalf:
         self._clock = clock
         self._table = PREFILL_TABLE
         self._memory = RoomMemory(clock=clock, limits=limits or MemoryLimits())
-        self._ahead = AheadLimit(max_pages=int(ahead_share * engine.config.num_pages), ageing_s=ageing_s)
+        self._ahead = AheadLimit(share=ahead_share, pool_pages=engine.config.num_pages, ageing_s=ageing_s)
         ports = PrefillPorts(
             engine=engine,
             checksums=checksums,
@@ -127,7 +127,8 @@ class PrefillHalf:
         parked = self._memory.parked_older_than(room)
         if parked is not None:
             self._actions.answers.turn_away_parked(parked, AbortReason.SUPERSEDED)
-        self._fire(self._event_of(link, message), room, link=link, message=message)
+        event = self._event_of(link, message)
+        self._fire(event, room, link=link, message=message, detail=_REFUSALS.get(event, ""))
         if isinstance(message, OpenPrefill) and room in self._actions.rooms:
             for early in self._memory.parking.take(room.request_id):
                 event = PrefillEvent.JOIN if isinstance(early.message, Join) else PrefillEvent.RESERVATION
@@ -248,4 +249,8 @@ def _token_event_of(record: PrefillRoom, token: TokenOutput) -> PrefillEvent:
     return PrefillEvent.FIRST_TOKEN if record.hands_over else PrefillEvent.ORPHAN_TOKEN
 
 
+_REFUSALS = {
+    PrefillEvent.OPEN_DRAINING: "this replica is draining and takes no new rooms",
+    PrefillEvent.OPEN_EMPTY: "the prompt is empty; at least one token is needed to generate from",
+}
 _ORPHAN = "the sequence goes on after its first token, but the room was opened without a decode half"
