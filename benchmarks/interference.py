@@ -138,9 +138,12 @@ def _verdict(phase: Phase, results: Results) -> str:
         return f"{phase.value}: too few tokens to compare"
     return (
         f"{phase.value}: p99 ITL {pd_p99 * 1e3:.1f} ms in PD, {other_p99 * 1e3:.1f} ms in {best} "
-        f"({pd_p99 / other_p99:.2f} of it); prefill {pd.prefill_tokens_per_s or 0:,.0f} and "
-        f"{other.prefill_tokens_per_s or 0:,.0f} tokens/s"
+        f"({pd_p99 / other_p99:.2f} of it); prefill {_rate(pd)} and {_rate(other)} tokens/s"
     )
+
+
+def _rate(result: PhaseResult) -> str:
+    return "?" if result.prefill_tokens_per_s is None else f"{result.prefill_tokens_per_s:,.0f}"
 
 
 def best_aggregated(phase: Phase, results: Results) -> str:
