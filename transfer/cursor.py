@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 _MAX_BUFFERS = 256  # a quarter of the kernel's limit on buffers per call
 
 
 class RangeCursor:
-    """Walks `ranges`, each `(offset, length)` in bytes of `view`, as far as the socket takes it at a time."""
+    """Walks `ranges`, each `(offset, length)` in bytes of `view`, as far as the socket takes it at a time.
 
-    def __init__(self, view: memoryview, ranges: Sequence[tuple[int, int]]) -> None:
-        self._view = view
-        self._ranges = ranges
-        self._index = 0
-        self._inside = 0  # bytes of ranges[index] already passed
-        self.left = sum(length for _, length in ranges)
+    A call to the socket is offered about `call_bytes` bytes on average, and no single buffer is larger.
+    """
+
+    def __init__(self, view: memoryview, ranges: Iterable[tuple[int, int]], *, call_bytes: int) -> None:
+        self._buffers = [view[start:end] for start, end in _pieces(ranges, call_bytes)]
+        self.left = sum(map(len, self._buffers))
         """Bytes not passed yet."""
+        mean = max(1, self.left // max(1, len(self._buffers)))
+        self._per_call = max(1, min(_MAX_BUFFERS, call_bytes // mean))
+        self._next = 0
 
-    def buffers(self, max_bytes: int) -> list[memoryview]:
-        """The next bytes, at most `max_bytes`, in order."""
-        buffers: list[memoryview] = []
-        index, inside = self._index, self._inside
-        while max_bytes and index < len(self._ranges) and len(buffers) < _MAX_BUFFERS:
-            offset, length = self._ranges[index]
-            taken = min(length - inside, max_bytes)
-            buffers.append(self._view[offset + inside : offset + inside + taken])
-            max_bytes -= taken
-            index, inside = index + 1, 0
-        return buffers
+    def buffers(self) -> list[memoryview]:
+        """The next bytes, in order; empty when none are left."""
+        return self._buffers[self._next : self._next + self._per_call]
 
     def advance(self, count: int) -> None:
         """Pass `count` bytes, at most those that `buffers` showed."""
         self.left -= count
         while count:
-            length = self._ranges[self._index][1] - self._inside
-            if count < length:
-                self._inside += count
+            buffer = self._buffers[self._next]
+            if count < len(buffer):
+                self._buffers[self._next] = buffer[count:]
                 return
-            count -= length
-            self._index, self._inside = self._index + 1, 0
+            count -= len(buffer)
+            self._next += 1
+
+    def drop(self) -> None:
+        """Pass all that is left and let go of the memory, which could not be unmapped otherwise."""
+        self._buffers = []
+        self._next = self.left = 0
+
+
+def _pieces(ranges: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
+    """Start and end of the ranges, cut where they are longer than `most`."""
+    for offset, length in ranges:
+        for start in range(offset, offset + length, most):
+            yield start, min(start + most, offset + length)

@@ -10,7 +10,7 @@ import heapq
 import itertools
 import logging
 import os
-import selectors
+import select
 import socket
 import threading
 from collections import deque
@@ -18,8 +18,8 @@ from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
-READ = selectors.EVENT_READ
-WRITE = selectors.EVENT_WRITE
+READ = select.EPOLLIN
+WRITE = select.EPOLLOUT
 _LOOK_S = 0.25
 _COMPACT_TIMERS = 256
 
@@ -42,9 +42,10 @@ class IoLoop:
 
     def __init__(self, *, name: str, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._selector = selectors.DefaultSelector()
+        self._epoll = select.epoll()
+        self._watched: dict[int, tuple[int, Callable[[], None]]] = {}  # descriptor -> events, callback
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._selector.register(self._wakeup, READ)
+        self._epoll.register(self._wakeup, READ)
         self._ready: deque[Callable[[], None]] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_ids = itertools.count()
@@ -88,24 +89,26 @@ class IoLoop:
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             raise TimeoutError(f"{self._thread.name} is still busy after {timeout_s} s")
-        self._selector.close()
+        self._epoll.close()
         os.close(self._wakeup)
 
     # ---- from the loop's thread ---------------------------------------------------------------------------
 
     def watch(self, sock: socket.socket, events: int, callback: Callable[[], None]) -> None:
-        """Call `callback` whenever `sock` is ready for one of `events`; replaces what was asked for before."""
-        try:
-            self._selector.modify(sock, events, callback)
-        except KeyError:
-            self._selector.register(sock, events, callback)
+        """Call `callback` whenever `sock` is ready for one of `events`, or broken. Replaces what was asked for
+        before."""
+        fd = sock.fileno()
+        before = self._watched.get(fd)
+        if before is None:
+            self._epoll.register(fd, events)
+        elif before[0] != events:
+            self._epoll.modify(fd, events)
+        self._watched[fd] = (events, callback)
 
     def forget(self, sock: socket.socket) -> None:
-        """Stop watching `sock`, before it is closed."""
-        try:
-            self._selector.unregister(sock)
-        except (KeyError, ValueError):
-            return  # it was never watched
+        """Stop watching `sock`, if it was watched; to be called before it is closed."""
+        if self._watched.pop(sock.fileno(), None) is not None:
+            self._epoll.unregister(sock.fileno())
 
     # ---- inner workings -----------------------------------------------------------------------------------
 
@@ -114,11 +117,11 @@ class IoLoop:
 
     def _run(self) -> None:
         while True:
-            for key, _ in self._selector.select(self._sleep_s()):
-                if key.fd == self._wakeup:
+            for fd, _ in self._epoll.poll(self._sleep_s()):
+                if fd == self._wakeup:
                     os.eventfd_read(self._wakeup)
-                else:
-                    self._guarded(key.data)
+                elif fd in self._watched:  # or else forgotten since, by another's callback
+                    self._guarded(self._watched[fd][1])
             for _ in range(len(self._ready)):
                 self._guarded(self._ready.popleft())
             for timer in self._due():

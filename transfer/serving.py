@@ -36,8 +36,8 @@ from transfer.wire import (
 
 logger = logging.getLogger(__name__)
 
-_SEND_BYTES = 512 << 10
-"""Per call: large enough to be few calls, small enough to stay in the cache between our reading and the peer's."""
+_CALL_BYTES = 4 << 20
+"""Offered to the socket at a time: as much as it may ever buffer, since fewer calls cost less."""
 _TURN_BYTES = 4 << 20
 """Then the other connections have their turn."""
 
@@ -103,7 +103,7 @@ class ServerConnection:
         self._head: RequestHead | None = None
         self._last_job = 0
         self._reply = b""
-        self._payload = RangeCursor(region.view, ())
+        self._payload = RangeCursor(region.view, (), call_bytes=_CALL_BYTES)
         self._moved = False
         self._timer = loop.call_at(clock() + timings.handshake_s, self._handshake_late)
 
@@ -125,6 +125,7 @@ class ServerConnection:
         self._timer.cancel()
         self._loop.forget(self._sock)
         self._sock.close()
+        self._payload.drop()
         self._on_closed(self)
 
     # ---- receiving ----------------------------------------------------------------------------------------
@@ -203,10 +204,9 @@ class ServerConnection:
         self._reply = encode_reply(self._key, reply)
         size = region.page_bytes
         ranges = [(first * size, count * size) for first, count in runs] if sent_pages else []
-        self._payload = RangeCursor(region.view, ranges)
+        self._payload = RangeCursor(region.view, ranges, call_bytes=_CALL_BYTES)
         self._move_to(_State.SENDING)
         self._timer = self._loop.call_at(self._clock() + self._timings.stall_s, self._check_stall)
-        self._loop.watch(self._sock, WRITE, self._writable)
         self._writable()
 
     # ---- sending ------------------------------------------------------------------------------------------
@@ -214,22 +214,23 @@ class ServerConnection:
     def _writable(self) -> None:
         try:
             budget = _TURN_BYTES
-            while self._reply or self._payload.left:
-                if budget <= 0:
-                    return
-                sent = self._send_some()
-                budget -= sent
+            while budget > 0 and (self._reply or self._payload.left):
+                budget -= self._send_some()
                 self._moved = True
         except (BlockingIOError, InterruptedError):
-            return
+            pass  # the rest when there is room again
         except OSError as error:
             self.close(f"sending pages: {error}")
             return
+        if self._reply or self._payload.left:
+            self._loop.watch(self._sock, WRITE, self._writable)
+            return
         self._timer.cancel()
+        self._payload.drop()
         self._await_request()
 
     def _send_some(self) -> int:
-        buffers = self._payload.buffers(_SEND_BYTES)
+        buffers = self._payload.buffers()
         if not self._reply:
             sent = self._sock.sendmsg(buffers, (), socket.MSG_NOSIGNAL)
             self._payload.advance(sent)

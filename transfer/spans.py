@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 
 class Span(NamedTuple):
     """Pages `source .. source + length` of the peer go to our pages `target .. target + length`."""
@@ -21,14 +19,17 @@ class Span(NamedTuple):
 
 def coalesce(source_pages: Sequence[int], target_pages: Sequence[int]) -> list[Span]:
     """The spans that move `source_pages[i]` to `target_pages[i]` for every i, in that order."""
-    count = len(source_pages)
-    if count == 0:
-        return []
-    source, target = np.asarray(source_pages, dtype=np.int64), np.asarray(target_pages, dtype=np.int64)
-    breaks = np.flatnonzero((np.diff(source) != 1) | (np.diff(target) != 1)) + 1
-    starts = np.concatenate(([0], breaks))
-    counts = np.diff(np.concatenate((starts, [count])))
-    return [Span(*row) for row in zip(source[starts].tolist(), target[starts].tolist(), counts.tolist(), strict=True)]
+    spans: list[Span] = []
+    first_source = first_target = next_source = next_target = -1
+    for source, target in zip(source_pages, target_pages, strict=True):
+        if source != next_source or target != next_target:
+            if next_source >= 0:
+                spans.append(Span(first_source, first_target, next_source - first_source))
+            first_source, first_target = source, target
+        next_source, next_target = source + 1, target + 1
+    if next_source >= 0:
+        spans.append(Span(first_source, first_target, next_source - first_source))
+    return spans
 
 
 def runs(pages: Sequence[int]) -> list[tuple[int, int]]:

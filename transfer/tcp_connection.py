@@ -7,6 +7,7 @@ only way to end a copy early is to close the connection: what is still on its wa
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import socket
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from transfer.faults import InjectedFault
 from transfer.io_loop import READ, WRITE, IoLoop
 from transfer.jobs import PageCopy, Peer
 from transfer.landing import Landing, LandingError
-from transfer.spans import coalesce, runs
+from transfer.spans import runs
 from transfer.transport import TransferTimings
 from transfer.wire import (
     REPLY_BYTES,
@@ -28,8 +29,8 @@ from transfer.wire import (
     encode_request,
 )
 
-_RECEIVE_BYTES = 1 << 20
-"""Per call, so that what landed is verified from the cache."""
+_CALL_BYTES = 4 << 20
+"""Taken from the socket at a time: whatever it has, since fewer calls cost less."""
 _TURN_BYTES = 4 << 20
 """Then the other connections have their turn."""
 
@@ -88,7 +89,7 @@ class PageConnection:
         self._key = b""
         self._unsent = memoryview(b"")
         self._received = bytearray()
-        self._payload = RangeCursor(landing.view, ())
+        self._payload = RangeCursor(landing.view, (), call_bytes=_CALL_BYTES)
         self._handshake = ClientHandshake(
             loop,
             (peer.ticket.tcp_host, peer.ticket.tcp_port),
@@ -117,8 +118,10 @@ class PageConnection:
             page_bytes=copy.page_bytes,
         )
         self._unsent = memoryview(request)
-        self._loop.watch(self._sock, READ | WRITE, self._ready_for_io)
-        self._ready_for_io()
+        try:
+            self._send()
+        except OSError as error:
+            self.close(str(error))
 
     def close(self, why: str) -> None:
         """End it, and the copy that it is busy with, if that has not happened yet."""
@@ -169,12 +172,9 @@ class PageConnection:
 
     def _send(self) -> None:
         assert self._sock is not None
-        try:
+        with contextlib.suppress(BlockingIOError, InterruptedError):
             self._unsent = self._unsent[self._sock.send(self._unsent, socket.MSG_NOSIGNAL) :]
-        except (BlockingIOError, InterruptedError):
-            return
-        if not self._unsent:
-            self._loop.watch(self._sock, READ, self._ready_for_io)
+        self._loop.watch(self._sock, READ | WRITE if self._unsent else READ, self._ready_for_io)
 
     def _receive_reply(self) -> None:
         assert self._sock is not None
@@ -198,8 +198,8 @@ class PageConnection:
         if (reply.num_pages, reply.byte_length) != (copy.num_pages, copy.total_bytes):
             raise WireError(f"the peer wants to send {reply.byte_length} bytes instead of {copy.total_bytes}")
         size = copy.page_bytes
-        targets = coalesce(range(copy.num_pages), copy.job.target_pages)
-        self._payload = RangeCursor(self._landing.view, [(span.target * size, span.length * size) for span in targets])
+        ranges = [(first * size, count * size) for first, count in runs(copy.job.target_pages)]
+        self._payload = RangeCursor(self._landing.view, ranges, call_bytes=_CALL_BYTES)
         self._move_to(ConnectionState.PAYLOAD)
         self._receive_payload()
 
@@ -212,7 +212,7 @@ class PageConnection:
             if budget <= 0:
                 return
             self._landing.before(copy, self._transport)
-            count = self._sock.recvmsg_into(payload.buffers(_RECEIVE_BYTES))[0]
+            count = self._sock.recvmsg_into(payload.buffers())[0]
             if count == 0:
                 raise WireError("the peer closed the connection in the middle of a page")
             budget -= count
@@ -226,6 +226,7 @@ class PageConnection:
     def _end_copy(self, error: str | None) -> None:
         copy, self.copy = self.copy, None
         self._unsent = memoryview(b"")
+        self._payload.drop()
         if copy is not None:
             self._on_copy_ended(self, copy, error)
 

@@ -49,9 +49,9 @@ def small_pieces():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transfer.shm._VERIFIED_BLOCK_BYTES", 3 * PAGE)
         patch.setattr("transfer.shm._PLAIN_BLOCK_BYTES", 2 * PAGE)
-        patch.setattr("transfer.tcp_connection._RECEIVE_BYTES", 300)
+        patch.setattr("transfer.tcp_connection._CALL_BYTES", 300)
         patch.setattr("transfer.tcp_connection._TURN_BYTES", 1000)
-        patch.setattr("transfer.serving._SEND_BYTES", 700)
+        patch.setattr("transfer.serving._CALL_BYTES", 700)
         patch.setattr("transfer.serving._TURN_BYTES", 2000)
         yield
 
