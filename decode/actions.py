@@ -92,7 +92,7 @@ class DecodeActions:
             case DecodeAction.ADMIT:
                 self._admit(cause.live)
             case DecodeAction.EMIT:
-                self._emit(cause.live)
+                self.emit(cause.live)
             case DecodeAction.QUARANTINE:
                 self._quarantine(cause.live)
             case DecodeAction.FREE:
@@ -117,6 +117,11 @@ class DecodeActions:
                 self._tell(cause.live, Abort(cause.room, cause.reason))
             case _:
                 assert_never(action)
+
+    def emit(self, record: DecodeRoom) -> None:
+        """Send the room's newest token to its router."""
+        assert record.output is not None
+        self._ports.emit(record.router, token_event(record.output, record.room))
 
     def report(self, stage: DecodeStage, seconds: float) -> None:
         """A stage is over."""
@@ -247,10 +252,6 @@ class DecodeActions:
         self.report(DecodeStage.RECEIVING, now - record.granted_at)
         if handoff.computed_at:
             self.report(DecodeStage.HANDOVER, self._ports.unix_time() - handoff.computed_at)
-
-    def _emit(self, record: DecodeRoom) -> None:
-        assert record.output is not None
-        self._ports.emit(record.router, token_event(record.output, record.room))
 
     # ---- ending -----------------------------------------------------------------------------------------------
 

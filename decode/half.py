@@ -132,7 +132,7 @@ class DecodeHalf:
         if older is not None:
             self._fire(DecodeEvent.SUPERSEDED, older)
         record = self.rooms.get(room)
-        wrong = _misfit(record, message) if record is not None else ""
+        wrong = record.misfit(message) if record is not None else ""
         event = DecodeEvent.BAD_OFFER if wrong else self._event_of(link, message)
         self._fire(event, room, link=link, message=message, detail=wrong or _REFUSALS.get(event, ""))
 
@@ -174,10 +174,15 @@ class DecodeHalf:
         """Pass on what the engine did. Requests that are not this half's are left alone."""
         for token in output.tokens:
             record = self._record_of(token.request)
-            if record is not None:
-                record.output = token
-                event = DecodeEvent.TOKEN if token.finish is None else DecodeEvent.LAST_TOKEN
-                self._fire(event, record.room)
+            if record is None:
+                continue
+            record.output = token
+            if token.finish is not None:
+                self._fire(DecodeEvent.LAST_TOKEN, record.room)
+            else:
+                # The move of TOKEN, which only emits, without looking it up: it is made thousands of times a second.
+                assert record.state is DecodeState.RUNNING, f"{record.room} is {record.state.name} and got a token"
+                self._actions.emit(record)
         for request, why in output.failed:
             record = self._record_of(request)
             if record is not None:
@@ -280,19 +285,3 @@ _REFUSALS = {
     DecodeEvent.OPEN_EMPTY: "the prompt is empty; at least one token is needed to generate from",
     DecodeEvent.NEVER_OPENED: "the prefill replica never heard of the room",
 }
-
-
-def _misfit(record: DecodeRoom, message: DecodeMessage) -> str:
-    """What is wrong with an offer or a handoff to a room that waits for it; empty when nothing is."""
-    if record.state not in (DecodeState.QUEUED, DecodeState.RECEIVING):
-        return ""
-    if isinstance(message, Offer):
-        return record.intake.misfit(message)
-    if isinstance(message, Handoff):
-        expected = (record.intake.num_pages, record.request.num_generated)
-        if (message.num_pages, message.position) != expected:
-            return (
-                f"a handoff of {message.num_pages} pages at position {message.position} came to a room of "
-                f"{expected[0]} pages at position {expected[1]}"
-            )
-    return ""

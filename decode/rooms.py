@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from decode.intake import PageIntake
 from engine.outputs import TokenOutput
 from engine.request import Request
-from protocol.rooms import AbortReason, FailureCode, Handoff, PeerAddress, Room
+from protocol.rooms import AbortReason, FailureCode, Handoff, Message, Offer, PeerAddress, Room
 from protocol.transitions import Move, Transitions
 
 
@@ -273,3 +273,17 @@ class DecodeRoom:
     def is_complete(self) -> bool:
         """Whether generation can go on here."""
         return self.handoff is not None and self.intake.is_complete
+
+    def misfit(self, message: Message) -> str:
+        """What is wrong with an offer or a handoff, if the room still waits for one; empty when nothing is."""
+        if self.state not in (DecodeState.QUEUED, DecodeState.RECEIVING):
+            return ""
+        if isinstance(message, Offer):
+            return self.intake.misfit(message)
+        expected = (self.intake.num_pages, self.request.num_generated)
+        if isinstance(message, Handoff) and (message.num_pages, message.position) != expected:
+            return (
+                f"a handoff of {message.num_pages} pages at position {message.position} came to a room of "
+                f"{expected[0]} pages at position {expected[1]}"
+            )
+        return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from decode.counters import DecodeStage
-from decode.rooms import DECODE_TABLE, DecodeEvent, DecodeState
+from decode.rooms import DECODE_TABLE, DecodeAction, DecodeEvent, DecodeState
 from protocol.rooms import (
     Abort,
     AbortReason,
@@ -22,7 +22,7 @@ from protocol.rooms import (
     RoomFailed,
 )
 from protocol.sampling import FinishReason
-from protocol.transitions import IllegalMove
+from protocol.transitions import IllegalMove, Move
 from tests.unit.rooms.bench import (
     PREFILL,
     DecodeBench,
@@ -94,6 +94,10 @@ class Pair:
 @pytest.mark.parametrize("event", MESSAGES)
 def test_every_message_has_a_move_in_every_state(state: DecodeState, event: DecodeEvent) -> None:
     assert (state, event) in DECODE_TABLE
+
+
+def test_a_token_only_goes_out_as_the_half_takes_for_granted() -> None:
+    assert DECODE_TABLE.move(DecodeState.RUNNING, DecodeEvent.TOKEN) == Move((DecodeAction.EMIT,), DecodeState.RUNNING)
 
 
 def test_what_cannot_happen_is_refused() -> None:
