@@ -8,6 +8,7 @@
 #include "elementwise.h"
 #include "gemm.h"
 #include "rope.h"
+#include "team.h"
 
 namespace pd {
 
@@ -16,36 +17,42 @@ Weight<T> weight_of(const PackedLinear& linear, bool two_halves = false) {
     return {linear.packed, static_cast<const T*>(linear.bias), linear.outputs, linear.inputs, two_halves};
 }
 
-// out = x / rms(x) * weight for rows of float32; inside a parallel region, ends with a barrier.
+// Every function here that takes a team is called by all its threads and ends with a barrier.
+
+// out = x / rms(x) * weight for rows of float32.
 template <typename T>
-void norm_rows(const float* x, const void* weight, T* out, int64_t rows, int64_t width, float eps) {
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < rows; ++row) {
+void norm_rows(Team& team, const float* x, const void* weight, T* out, int64_t rows, int64_t width, float eps) {
+    team.share(rows, [&](int64_t row) {
         const float* const from = x + row * width;
         const float factor = 1.0f / std::sqrt(square_sum(from, width) / static_cast<float>(width) + eps);
         scale_by_weight(from, static_cast<const T*>(weight), factor, out + row * width, width);
-    }
+    });
+    team.barrier();
 }
 
-// Attention of one layer for a whole batch, K and V written first; inside a parallel region, ends with a barrier.
+// Attention of one layer for a whole batch, K and V written first.
 template <typename Tile>
-void attend_in_team(const AttentionStep& step, int64_t layer, typename Tile::Stored* qkv, const void* q_norm,
-                    const void* k_norm, typename Tile::Stored* out, char* scratch) {
+void attend_in_team(Team& team, const AttentionStep& step, int64_t layer, typename Tile::Stored* qkv,
+                    const void* q_norm, const void* k_norm, typename Tile::Stored* out) {
     using T = typename Tile::Stored;
     T* const kv = static_cast<T*>(step.kv) + layer * step.layer_stride;
-#pragma omp for schedule(static)
-    for (int64_t token = 0; token < step.num_tokens; ++token)
+    team.share(step.num_tokens, [&](int64_t token) {
         rotate_and_write(step, token, qkv, kv, static_cast<const T*>(q_norm), static_cast<const T*>(k_norm));
-
-    Workspace<Tile> work(scratch, step.head_dim, step.block_tokens * (step.num_heads / step.num_kv_heads));
-#pragma omp for schedule(dynamic, 1)
-    for (int unit = 0; unit < step.num_items * step.num_kv_heads; ++unit)
-        run_item<Tile>(step, step.items[unit / step.num_kv_heads], unit % step.num_kv_heads, qkv, kv, out, work);
-
+    });
+    team.barrier();
+    const int64_t heads = step.num_kv_heads;
+    const int block_rows = step.block_tokens * (step.num_heads / step.num_kv_heads);
+    Workspace<Tile> work(step.scratch + team.index() * Workspace<Tile>::bytes(step.head_dim, block_rows), step.head_dim,
+                         block_rows);
+    team.share(step.num_items * heads, 1, [&](int64_t unit) {
+        run_item<Tile>(step, step.items[unit / heads], static_cast<int>(unit % heads), qkv, kv, out, work);
+    });
+    team.barrier();
     if (step.num_merges > 0) {
-#pragma omp for schedule(static)
-        for (int unit = 0; unit < step.num_merges * step.num_kv_heads; ++unit)
-            run_merge(step, step.merges[unit / step.num_kv_heads], unit % step.num_kv_heads, out, work.out);
+        team.share(step.num_merges * heads, [&](int64_t unit) {
+            run_merge(step, step.merges[unit / heads], static_cast<int>(unit % heads), out, work.out);
+        });
+        team.barrier();
     }
 }
 
@@ -57,7 +64,7 @@ void keep_rows(T* x, const int64_t* rows, int64_t count, int64_t width) {
 }
 
 template <typename Tile>
-void forward_in_team(const Decoder& model, const AttentionStep& step, const DecoderBatch& batch, char* scratch) {
+void forward_in_team(Team& team, const Decoder& model, const AttentionStep& step, const DecoderBatch& batch) {
     using T = typename Tile::Stored;
     const int64_t hidden = model.hidden_size;
     auto* const normed = static_cast<T*>(batch.normed);
@@ -66,32 +73,32 @@ void forward_in_team(const Decoder& model, const AttentionStep& step, const Deco
     auto* const activated = static_cast<T*>(batch.activated);
     float* const residual = batch.residual;
     int64_t rows = step.num_tokens;
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < rows; ++row) {
+    team.share(rows, [&](int64_t row) {
         const T* const from = static_cast<const T*>(model.embedding) + batch.token_ids[row] * hidden;
         for (int64_t i = 0; i < hidden; ++i) residual[row * hidden + i] = to_float(from[i]);
-    }
+    });
+    team.barrier();
     for (int64_t index = 0; index < model.num_layers; ++index) {
         const DecoderLayer& layer = model.layers[index];
-        norm_rows(residual, layer.input_norm, normed, rows, hidden, model.norm_eps);
-        multiply(normed, rows, weight_of<T>(layer.qkv), Store<T>{qkv, layer.qkv.outputs});
-        attend_in_team<Tile>(step, index, qkv, layer.q_norm, layer.k_norm, attended, scratch);
+        norm_rows(team, residual, layer.input_norm, normed, rows, hidden, model.norm_eps);
+        multiply(team, normed, rows, weight_of<T>(layer.qkv), Store<T>{qkv, layer.qkv.outputs});
+        attend_in_team<Tile>(team, step, index, qkv, layer.q_norm, layer.k_norm, attended);
         if (index + 1 == model.num_layers && batch.num_rows < rows) {
             // Past the last attention only the rows whose logits are wanted matter.
             rows = batch.num_rows;
-#pragma omp single
-            {
+            if (team.index() == 0) {
                 keep_rows(residual, batch.logit_rows, rows, hidden);
                 keep_rows(attended, batch.logit_rows, rows, layer.output.inputs);
             }
+            team.barrier();
         }
-        multiply(attended, rows, weight_of<T>(layer.output), AddTo{residual, hidden});
-        norm_rows(residual, layer.post_norm, normed, rows, hidden, model.norm_eps);
-        multiply(normed, rows, weight_of<T>(layer.gate_up, true), SiluMul<T>{activated, layer.down.inputs});
-        multiply(activated, rows, weight_of<T>(layer.down), AddTo{residual, hidden});
+        multiply(team, attended, rows, weight_of<T>(layer.output), AddTo{residual, hidden});
+        norm_rows(team, residual, layer.post_norm, normed, rows, hidden, model.norm_eps);
+        multiply(team, normed, rows, weight_of<T>(layer.gate_up, true), SiluMul<T>{activated, layer.down.inputs});
+        multiply(team, activated, rows, weight_of<T>(layer.down), AddTo{residual, hidden});
     }
-    norm_rows(residual, model.norm, normed, rows, hidden, model.norm_eps);
-    multiply(normed, rows, weight_of<T>(model.head), Store<float>{batch.logits, model.head.outputs});
+    norm_rows(team, residual, model.norm, normed, rows, hidden, model.norm_eps);
+    multiply(team, normed, rows, weight_of<T>(model.head), Store<float>{batch.logits, model.head.outputs});
 }
 
 }  // namespace pd

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "team.h"
 #include "vec.h"
 
 namespace pd {
@@ -174,12 +175,11 @@ void multiply_any_rows(int rows, const T* x, const Weight<T>& weight, int64_t pa
     }
 }
 
-// x [rows, inputs]. Called by every thread of a parallel region; ends with a barrier.
+// x [rows, inputs]. Called by all threads of a team; ends with a barrier.
 template <typename T, typename Epilogue>
-void multiply(const T* x, int64_t rows, const Weight<T>& weight, const Epilogue& epilogue) {
+void multiply(Team& team, const T* x, int64_t rows, const Weight<T>& weight, const Epilogue& epilogue) {
     const int64_t panels = weight.panels(), blocks = (rows + kBlockOfRows - 1) / kBlockOfRows;
-#pragma omp for schedule(static)
-    for (int64_t unit = 0; unit < blocks * panels; ++unit) {
+    team.share(blocks * panels, [&](int64_t unit) {
         const int64_t begin = unit / panels * kBlockOfRows, end = std::min(rows, begin + kBlockOfRows);
         const int64_t groups = (end - begin + kPanelRows - 1) / kPanelRows;
         for (int64_t group = 0; group < groups; ++group) {  // of nearly equal size, so that none is left with one row
@@ -187,7 +187,8 @@ void multiply(const T* x, int64_t rows, const Weight<T>& weight, const Epilogue&
             const int64_t to = begin + (end - begin) * (group + 1) / groups;
             multiply_any_rows(static_cast<int>(to - from), x, weight, unit % panels, from, epilogue);
         }
-    }
+    });
+    team.barrier();
 }
 
 // ---- epilogues ------------------------------------------------------------------------------------------------------

@@ -12,11 +12,15 @@
 namespace pd {
 namespace {
 
-// This thread's share of step.scratch.
-template <typename Tile>
-char* own_scratch(const AttentionStep& step) {
-    const int block_rows = step.block_tokens * (step.num_heads / step.num_kv_heads);
-    return step.scratch + omp_get_thread_num() * Workspace<Tile>::bytes(step.head_dim, block_rows);
+// Calls f(team) in each of the threads.
+template <typename F>
+void in_team(int threads, const F& f) {
+    Meeting meeting;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        Team team(meeting, omp_get_thread_num(), omp_get_num_threads());
+        f(team);
+    }
 }
 
 // Calls f with a null pointer of the element type, to choose its instance.
@@ -94,9 +98,9 @@ void pd_attend(const pd::AttentionStep* step, int64_t layer, void* qkv, const vo
     pd::with_type(step->dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         using Tile = typename pd::TileFor<T>::Type;
-#pragma omp parallel num_threads(step->num_threads) if (step->num_threads > 1)
-        pd::attend_in_team<Tile>(*step, layer, static_cast<T*>(qkv), q_norm, k_norm, static_cast<T*>(out),
-                                 pd::own_scratch<Tile>(*step));
+        pd::in_team(step->num_threads, [&](pd::Team& team) {
+            pd::attend_in_team<Tile>(team, *step, layer, static_cast<T*>(qkv), q_norm, k_norm, static_cast<T*>(out));
+        });
     });
 }
 
@@ -119,15 +123,12 @@ void pd_pack_linear(int32_t dtype, const void* weight, int64_t outputs, int64_t 
 
 // The logits of one planned batch; step->dtype is float32 or bfloat16.
 void pd_forward(const pd::Decoder* model, const pd::AttentionStep* step, const pd::DecoderBatch* batch) {
-#pragma omp parallel num_threads(step->num_threads) if (step->num_threads > 1)
-    {
+    pd::in_team(step->num_threads, [&](pd::Team& team) {
         if (step->dtype == 0) {
-            using Tile = pd::FloatTile<float>;
-            pd::forward_in_team<Tile>(*model, *step, *batch, pd::own_scratch<Tile>(*step));
+            pd::forward_in_team<pd::FloatTile<float>>(team, *model, *step, *batch);
         } else {
-            using Tile = pd::BFloat16Tile;
-            pd::forward_in_team<Tile>(*model, *step, *batch, pd::own_scratch<Tile>(*step));
+            pd::forward_in_team<pd::BFloat16Tile>(team, *model, *step, *batch);
         }
-    }
+    });
 }
 }
