@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-_MAX_BUFFERS = 256  # a quarter of the kernel's limit on buffers per call
+_MAX_BUFFERS = 64  # more are seldom filled by one call, and each costs even when it is not
 
 
 class RangeCursor:
