@@ -36,8 +36,10 @@ from transfer.wire import (
 
 logger = logging.getLogger(__name__)
 
-_CALL_BYTES = 4 << 20
-"""Offered to the socket at a time: as much as it may ever buffer, since fewer calls cost less."""
+_CALL_BYTES = 512 << 10
+"""Offered to the socket at a time. Its lock is held meanwhile, and the receiver's acknowledgements wait for it: on a
+quiet machine a plain stream sent in pieces of 256 KB went at 5.3 GB/s, of 1 MB at 4.5, all at once at 3.6. A busy
+machine would rather have fewer calls."""
 _TURN_BYTES = 4 << 20
 """Then the other connections have their turn."""
 

@@ -29,8 +29,8 @@ from transfer.wire import (
     encode_request,
 )
 
-_CALL_BYTES = 4 << 20
-"""Taken from the socket at a time: whatever it has, since fewer calls cost less."""
+_CALL_BYTES = 1 << 20
+"""Taken from the socket at a time, so that what landed is verified from the cache."""
 _TURN_BYTES = 4 << 20
 """Then the other connections have their turn."""
 

@@ -60,6 +60,15 @@ def test_many_fetches_use_one_mapping_and_few_connections(pool, transport):
         assert pool.server.num_connections == (1 if transport == "tcp" else 0)
 
 
+def test_many_fetches_at_once_share_few_connections(pool):
+    with closing(Receiver(transport="tcp")) as (receiver,):
+        receiver.fetcher.attach(pool.address, pool.ticket)
+        for page in range(64):
+            receiver.start(pool.address, [page], [page], key=page, checksums=pool.checksums([page]))
+        assert all(receiver.wait(page).ok for page in range(64))
+        assert pool.server.num_connections <= 4
+
+
 def test_a_wrong_checksum_fails_the_fetch(pool, transport):
     with closing(Receiver(transport=transport)) as (receiver,):
         receiver.fetcher.attach(pool.address, pool.ticket)

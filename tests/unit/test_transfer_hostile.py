@@ -326,6 +326,24 @@ def test_a_hostile_server_fails_its_own_fetches_and_writes_nowhere_else(pool, sc
             assert receiver.page(page) == bytes(PAGE)
 
 
+def test_a_connection_gone_stale_is_replaced_within_the_fetch(pool):
+    connections = []
+
+    def serve_one_request(sock):
+        connections.append(sock)
+        key = accept(sock)
+        answer(sock, key)
+        sock.sendall(b"\x55" * 2 * PAGE)
+        head = decode_request_head(receive(sock, REQUEST_BYTES))
+        receive(sock, head.runs_bytes)  # and closes, without an answer
+
+    with closing(HostileServer(pool, serve_one_request), Receiver(transport="tcp")) as (server, receiver):
+        receiver.fetcher.attach(server.address, server.ticket)
+        for number in range(3):
+            assert receiver.fetch(server.address, [1, 2], [10, 20]).ok
+            assert len(connections) == number + 1
+
+
 def test_more_bytes_than_were_asked_for_end_the_connection(pool):
     with closing(HostileServer(pool, lambda sock: payload(sock, 3 * PAGE)), Receiver(transport="tcp")) as (
         server,
