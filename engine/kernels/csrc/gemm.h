@@ -18,6 +18,15 @@ constexpr int kPanelRows = 12;        // 12 rows x 2 vectors of sums leave room 
 constexpr int64_t kBlockOfRows = 192;  // rows whose inputs should stay in the second-level cache over all panels
 constexpr int kPrefetchBytes = 4096;   // how far ahead of few rows weights are asked of memory
 
+template <int R>
+[[gnu::always_inline]] inline void copy_sums(const Vec (&from)[R][2], Vec (&to)[R][2]) {
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) {
+        to[r][0] = from[r][0];
+        to[r][1] = from[r][1];
+    }
+}
+
 // Multiplies float32 by FMA.
 struct FloatProduct {
     using Element = float;
@@ -28,7 +37,9 @@ struct FloatProduct {
 
     template <int R>
     [[gnu::always_inline]] static void multiply(const float* x, int64_t stride, const float* panel, int64_t steps,
-                                                Vec (&sum)[R][2]) {
+                                                Vec (&out)[R][2]) {
+        Vec sum[R][2];  // not `out` itself, which the compiler would keep up to date in memory
+        copy_sums(out, sum);
         for (int64_t k = 0; k < steps; ++k, panel += kPanel) {
             const Vec w0 = load(panel), w1 = load(panel + kLanes);
             if constexpr (R <= 4) {
@@ -41,6 +52,7 @@ struct FloatProduct {
                 sum[r][1] += value * w1;
             }
         }
+        copy_sums(sum, out);
     }
 };
 
@@ -71,10 +83,13 @@ struct PairProduct {
 
     template <int R>
     [[gnu::always_inline]] static void multiply(const BFloat16* x, int64_t stride, const uint32_t* panel,
-                                                int64_t steps, Vec (&sum)[R][2]) {
+                                                int64_t steps, Vec (&out)[R][2]) {
+        Vec sum[R][2];
+        copy_sums(out, sum);
         for (int64_t k = 0; k < steps; ++k, panel += kPanel) {
-            VecBits w[2];
-            std::memcpy(w, panel, sizeof w);
+            VecBits w0, w1;
+            std::memcpy(&w0, panel, sizeof w0);
+            std::memcpy(&w1, panel + kLanes, sizeof w1);
             if constexpr (R <= 4) {
                 __builtin_prefetch(reinterpret_cast<const char*>(panel) + kPrefetchBytes);
                 __builtin_prefetch(reinterpret_cast<const char*>(panel + kLanes) + kPrefetchBytes);
@@ -82,10 +97,11 @@ struct PairProduct {
             for (int r = 0; r < R; ++r) {
                 uint32_t value;
                 std::memcpy(&value, x + r * stride + 2 * k, sizeof value);
-                sum[r][0] = accumulate(sum[r][0], value, w[0]);
-                sum[r][1] = accumulate(sum[r][1], value, w[1]);
+                sum[r][0] = accumulate(sum[r][0], value, w0);
+                sum[r][1] = accumulate(sum[r][1], value, w1);
             }
         }
+        copy_sums(sum, out);
     }
 };
 

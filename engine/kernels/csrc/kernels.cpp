@@ -47,6 +47,8 @@ struct TileFor<BFloat16> {
 }  // namespace
 }  // namespace pd
 
+// Only these are visible outside the library.
+#pragma GCC visibility push(default)
 extern "C" {
 
 // residual [rows, width] += x [rows, width] (unless null); out = residual / rms(residual) * weight [width].
@@ -132,3 +134,4 @@ void pd_forward(const pd::Decoder* model, const pd::AttentionStep* step, const p
     });
 }
 }
+#pragma GCC visibility pop

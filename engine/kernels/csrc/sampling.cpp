@@ -5,6 +5,8 @@
 
 #include "sampling.h"
 
+// Only these are visible outside the library.
+#pragma GCC visibility push(default)
 extern "C" {
 
 // Floats of scratch that each thread of the functions below needs.
@@ -37,3 +39,4 @@ void pd_likeliest(const float* logits, int64_t rows, int64_t vocab, int64_t coun
     }
 }
 }
+#pragma GCC visibility pop

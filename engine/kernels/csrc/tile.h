@@ -105,7 +105,8 @@ struct FloatTile {
 
     template <int R>
     [[gnu::always_inline]] static void scores(const float* queries, const float* keys, int dims,
-                                              Vec (&sum)[R][kTileVecs]) {
+                                              Vec (&out)[R][kTileVecs]) {
+        Vec sum[R][kTileVecs];
         for (int r = 0; r < R; ++r)
             for (int j = 0; j < kTileVecs; ++j) sum[r][j] = Vec{};
         for (int d = 0; d < dims; ++d) {
@@ -116,6 +117,8 @@ struct FloatTile {
                 for (int j = 0; j < kTileVecs; ++j) sum[r][j] += query * key[j];
             }
         }
+        for (int r = 0; r < R; ++r)
+            for (int j = 0; j < kTileVecs; ++j) out[r][j] = sum[r][j];
     }
 
     // out[r][d .. d + 16 V) = out * keep[r] + p[r] x values
