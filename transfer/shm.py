@@ -246,9 +246,9 @@ class ShmTransport:
             if self._crew.should_yield(copy):
                 return True
             landing.before(copy, self.name)
-            for span in block:
-                start, end = span.target * size, (span.target + span.length) * size
-                target[start:end] = source[span.source * size : (span.source + span.length) * size]
+            for first, to, length in block:
+                start, count = to * size, length * size
+                target[start : start + count] = source[first * size : first * size + count]
             landing.landed(copy, self.name, sum(span.length for span in block))
         return False
 

@@ -41,14 +41,15 @@ def blocks(spans: Sequence[Span], *, max_pages: int) -> Iterator[list[Span]]:
     """Split `spans` into lists of at most `max_pages` pages each, cutting spans where needed, in order."""
     block: list[Span] = []
     room = max_pages
-    for source, target, count in spans:
-        while count:
-            taken = min(count, room)
-            block.append(Span(source, target, taken))
-            source, target, count, room = source + taken, target + taken, count - taken, room - taken
-            if room == 0:
-                yield block
-                block, room = [], max_pages
+    for span in spans:
+        while span.length >= room:
+            block.append(span if span.length == room else Span(span.source, span.target, room))
+            yield block
+            span = Span(span.source + room, span.target + room, span.length - room)
+            block, room = [], max_pages
+        if span.length:
+            block.append(span)
+            room -= span.length
     if block:
         yield block
 
