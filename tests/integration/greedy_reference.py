@@ -1,6 +1,6 @@
 """What transformers generates greedily, in float32, for a fixed set of prompts; and how to compare with it.
 
-The reference costs most of a minute, so it is computed once per test session, for all tests that compare with it.
+The reference costs more than a minute, so it is computed once per test session, for all tests that compare with it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,33 @@ from text.tokenizer import Tokenizer
 MAX_NEW_TOKENS = 16
 NEAR_TIE = 1e-4
 """Where transformers' two best logits lie closer than this, either token is right."""
-_LENGTHS = [*range(1, 16), 16, 17, 18, 23, 31, 32, 33, 34, 40, 47, 48, 49, 57, 63, 64, 65, 66, 71, 79, 80, 81, 95, 96, 97]
+_LENGTHS = [
+    *range(1, 16),
+    16,
+    17,
+    18,
+    23,
+    31,
+    32,
+    33,
+    34,
+    40,
+    47,
+    48,
+    49,
+    57,
+    63,
+    64,
+    65,
+    66,
+    71,
+    79,
+    80,
+    81,
+    95,
+    96,
+    97,
+]
 _LENGTHS += [111, 127, 128, 129, 150, 160, 177, 200, 256, 257, 300, 513, 900, 3000]
 _TEXT = (
     "the a one every small old bright quiet river city engine letter number teacher garden window winter question "
@@ -42,7 +68,12 @@ class Reference:
 def greedy_reference(folder: Path) -> tuple[Reference, ...]:
     """53 prompts of 1 to 3,000 tokens with up to `MAX_NEW_TOKENS` that follow each, by `generate`."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return tuple(_generate(model, prompt) for prompt in _prompts(Tokenizer.load(folder)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two threads gain little here, and lose much where another process wants the cores too
+    try:
+        return tuple(_generate(model, prompt) for prompt in _prompts(Tokenizer.load(folder)))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def differences(references: Sequence[Reference], outputs: Mapping[int, list[int]]) -> list[str]:

@@ -21,7 +21,7 @@ from protocol.sampling import SamplingParams
 from tests.integration.greedy_reference import MAX_NEW_TOKENS, Reference, differences, greedy_reference
 
 pytestmark = pytest.mark.integration
-_THREADS = 2
+_THREADS = 1
 
 
 @pytest.fixture(scope="module")
