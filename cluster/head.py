@@ -19,16 +19,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-
-import yaml
-from pydantic import ValidationError
+from typing import TYPE_CHECKING
 
 from cluster.config import ClusterConfig
+from cluster.config_file import BadConfigFile, ServeApplication
 from cluster.ingress import haproxy_runs, ingress_mode, own_ports_and_paths, read_env_file
-from cluster.model_folder import EMBEDDED, embedded_model_is_ready
+from cluster.model_folder import EMBEDDED, NoModel, embedded_model_is_ready, model_folder
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeStatus
 
 _PR_SET_PDEATHSIG = 1
 _READY_TIMEOUT_S = 300.0
@@ -65,13 +66,14 @@ def main() -> int:
     _end_with_parent()
     progress = Progress()
     try:
-        application = _Application.read(options.config)
+        application = ServeApplication.read(options.config)
+        _check_model(application.config, progress)
         _check_port_free(options.host, options.port)
         _set_environment(options.env_file, options.folder)
         _start(application, options, progress)
         while True:
             signal.pause()
-    except StartFailed as error:
+    except (StartFailed, BadConfigFile, NoModel) as error:
         print(f"\ncannot start: {error}", file=sys.stderr)
         return 1
     except StopRequested:
@@ -79,29 +81,7 @@ def main() -> int:
         return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Application:
-    """The one application of a Serve config file."""
-
-    name: str
-    route_prefix: str
-    config: ClusterConfig
-
-    @classmethod
-    def read(cls, path: Path) -> _Application:
-        document = yaml.safe_load(path.read_text())
-        listed = document.get("applications") if isinstance(document, dict) else None
-        if not isinstance(listed, list) or len(listed) != 1 or not isinstance(listed[0], dict):
-            raise StartFailed(f"{path} must list exactly one application, as deploy/config.yaml does")
-        (entry,) = listed
-        try:
-            config = ClusterConfig.model_validate(entry.get("args") or {})
-        except ValidationError as error:
-            raise StartFailed(f"{path}: {error}") from error
-        return cls(name=entry.get("name", "default"), route_prefix=entry.get("route_prefix", "/"), config=config)
-
-
-def _start(application: _Application, options: argparse.Namespace, progress: Progress) -> None:
+def _start(application: ServeApplication, options: argparse.Namespace, progress: Progress) -> None:
     fetching = _fetch_model(application.config, progress)
     progress("starting Ray")
     import ray  # not earlier: Ray reads the environment when it is imported
@@ -126,7 +106,7 @@ def _start(application: _Application, options: argparse.Namespace, progress: Pro
         progress("starting the replicas, which load the model")
         serve.run(build_app(application.config), name=application.name, route_prefix=application.route_prefix)
     except RuntimeError as error:
-        raise StartFailed(str(error)) from error
+        raise StartFailed("\n".join([str(error), *_complaints(serve.status())])) from error
     url = f"http://{_reachable(options.host)}:{options.port}"
     _wait_until_healthy(url)
     progress("ready")
@@ -144,6 +124,23 @@ def _set_environment(env_file: Path, folder: Path) -> None:
         variables["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
     for name, value in variables.items():
         os.environ.setdefault(name, value)
+
+
+def _check_model(config: ClusterConfig, progress: Progress) -> None:
+    """Find the folder of a model that is somebody's own; a GGUF file is converted now, once."""
+    if config.model.path != EMBEDDED:
+        progress(f"looking at {config.model.path}")
+        model_folder(config.model.path)
+
+
+def _complaints(status: ServeStatus) -> list[str]:
+    """What deployments that are not healthy say of themselves."""
+    return [
+        f"{name}: {deployment.message}"
+        for application in status.applications.values()
+        for name, deployment in application.deployments.items()
+        if deployment.message
+    ]
 
 
 def _fetch_model(config: ClusterConfig, progress: Progress) -> subprocess.Popen[bytes] | None:

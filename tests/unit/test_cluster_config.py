@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from cluster.config import ClusterConfig
+from cluster.config_file import BadConfigFile, ServeApplication
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
@@ -72,3 +73,25 @@ def test_every_config_file_in_deploy_is_valid(path: Path) -> None:
     (application,) = yaml.safe_load(path.read_text())["applications"]
     assert application["import_path"] == "cluster.app:build_app"
     ClusterConfig.model_validate(application["args"]).resolve(cluster_cpus=4)
+
+
+def test_a_config_file_is_read_as_serve_reads_it() -> None:
+    application = ServeApplication.read(DEPLOY / "config-aggregated.yaml")
+    assert (application.name, application.route_prefix, application.config.mode) == ("pd", "/", "aggregated")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("applications: [", "is not YAML"),
+        ("applications: []", "must list exactly one application"),
+        ("applications: [{args: {prefill: {num_replicas: 0}}}]", "args.prefill.num_replicas: Input should be greater"),
+        ("applications: [{args: {decode: {threads: 2}}}]", "args.decode: unknown key 'threads'; did you mean"),
+    ],
+)
+def test_a_config_file_that_cannot_be_started_says_why(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(BadConfigFile) as caught:
+        ServeApplication.read(path)
+    assert complaint in str(caught.value)

@@ -1,0 +1,50 @@
+"""A Serve config file, as `serve run` takes it, read by the launcher: one application, checked before Ray starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from cluster.config import ClusterConfig
+
+
+class BadConfigFile(ValueError):
+    """The file is not one that this program can start; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeApplication:
+    """The one application of a config file. Its HTTP options are left to the launcher."""
+
+    name: str
+    route_prefix: str
+    config: ClusterConfig
+
+    @classmethod
+    def read(cls, path: Path) -> ServeApplication:
+        """Raises `BadConfigFile`."""
+        try:
+            document = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            raise BadConfigFile(f"{path} is not YAML: {error}") from error
+        listed = document.get("applications") if isinstance(document, dict) else None
+        if not isinstance(listed, list) or len(listed) != 1 or not isinstance(listed[0], dict):
+            raise BadConfigFile(f"{path} must list exactly one application, as deploy/config.yaml does")
+        (entry,) = listed
+        try:
+            config = ClusterConfig.model_validate(entry.get("args") or {})
+        except ValidationError as error:
+            raise BadConfigFile(f"{path}: {_readable(error)}") from error
+        return cls(name=entry.get("name", "default"), route_prefix=entry.get("route_prefix", "/"), config=config)
+
+
+def _readable(error: ValidationError) -> str:
+    """One line for each mistake: where, and what."""
+    lines = []
+    for each in error.errors():
+        place = ".".join(["args", *map(str, each["loc"])])
+        lines.append(f"{place}: {each['msg'].removeprefix('Value error, ')}")
+    return "\n".join(lines)
