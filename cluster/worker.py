@@ -107,6 +107,7 @@ class ReplicaWorker:
             num_pages=config.engine.num_pages,
             layout=self._layout,
             host=config.advertise_host,
+            bind_host=config.bind_host,
             boot=self.boot,
             secret=config.secret,
         )
