@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -134,6 +135,18 @@ def scraped_names(folder: Path) -> set[str]:
             with urllib.request.urlopen(f"http://{target}/metrics", timeout=10) as answer:
                 names.update(re.findall(r"(?m)^(\w+)[{ ]", answer.read().decode()))
     return names
+
+
+def test_requests_go_on_while_the_directory_is_away_and_it_comes_back_knowing_everyone(
+    cluster: LiveCluster, client: OpenAI
+) -> None:
+    known = set(cluster.replica_states())
+    before = cluster.deployment_pids("Directory")
+    cluster.signal("Directory", signal.SIGKILL)
+    assert client.completions.create(model=MODEL, prompt="Nobody notices", max_tokens=4).choices
+    cluster.wait(lambda: cluster.deployment_pids("Directory") not in ([], before), "another directory", 60.0)
+    cluster.wait(lambda: set(cluster.replica_states()) == known, "heartbeats of all replicas", 60.0)
+    assert all(member["usable"] for member in cluster.state()["members"])
 
 
 def test_a_second_cluster_is_refused_the_port_and_does_no_harm(cluster: LiveCluster, client: OpenAI) -> None:
