@@ -195,6 +195,8 @@ class EngineThread:
             self._handle(event)
         self._prefill.tick()
         self._decode.tick()
+        # Before the step, not after it: a peer waits for what was just answered, and a step can take long.
+        self._flush()
         if self._engine.has_work():
             output: StepOutput = self._engine.step()
             self._decode.after_step(output)
