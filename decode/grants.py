@@ -8,7 +8,7 @@ held for KV that does not come cannot keep out KV that is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from decode.rooms import DecodeRoom, DecodeState
 from protocol.rooms import Room
@@ -64,23 +64,16 @@ class GrantQueue:
         return any(record.handoff is not None for record in self._waiting.values())
 
     def revocable(self, rooms: Iterable[DecodeRoom], now: float) -> list[DecodeRoom]:
-        """Reservations that may be taken back now, the longest still first."""
-        still = [record for record in self._idle(rooms) if now - record.progress_at >= self._lease_s]
-        return sorted(still, key=lambda record: record.progress_at)
-
-    def next_deadline(self, rooms: Iterable[DecodeRoom]) -> float | None:
-        """When a pass is next worth trying, if nothing else happens."""
-        if not self._waiting:
-            return None
-        when = self._tried_at if self._changed else self._tried_at + self._retry_s
-        if self.has_computed:
-            when = min([when, *(record.progress_at + self._lease_s for record in self._idle(rooms))])
-        return when
-
-    def _idle(self, rooms: Iterable[DecodeRoom]) -> Iterator[DecodeRoom]:
-        """Rooms with pages reserved, no copy running and something still missing."""
-        return (
+        """Reservations that may be taken back now, the longest still first: no copy of theirs is running."""
+        still = [
             record
             for record in rooms
-            if record.state is DecodeState.RECEIVING and not record.jobs and not record.is_complete
-        )
+            if record.state is DecodeState.RECEIVING and not record.jobs and now - record.progress_at >= self._lease_s
+        ]
+        return sorted(still, key=lambda record: record.progress_at)
+
+    def next_deadline(self) -> float | None:
+        """When a pass is next worth trying, if nothing else happens; leases are looked at in every pass."""
+        if not self._waiting:
+            return None
+        return self._tried_at if self._changed else self._tried_at + self._retry_s

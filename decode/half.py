@@ -71,7 +71,7 @@ class DecodeHalf:
         clock: Callable[[], float] = time.monotonic,
         unix_time: Callable[[], float] = time.time,
         observe: Callable[[DecodeStage, float], None] | None = None,
-        lease_s: float = 5.0,
+        lease_s: float = 2.0,
         ageing_s: float = 5.0,
         retry_s: float = 0.05,
         limits: MemoryLimits | None = None,
@@ -195,7 +195,7 @@ class DecodeHalf:
 
     def next_deadline(self) -> float | None:
         """When `tick` must next be called even if nothing else happens; a reading of `clock`."""
-        times = (self._actions.timers.next(), self._queue.next_deadline(self.rooms.values()))
+        times = (self._actions.timers.next(), self._queue.next_deadline())
         return min((when for when in times if when is not None), default=None)
 
     # ---- moves ------------------------------------------------------------------------------------------------
