@@ -132,6 +132,23 @@ def test_nobody_is_let_in_without_room_for_all_to_grow() -> None:
     assert _compute(scheduler.schedule()) == [("a", 1), ("c", 12)], "2 + 2 for a, 3 + 2 for c is not"
 
 
+def test_those_let_in_together_count_each_other_s_growth() -> None:
+    scheduler = _scheduler(pages=14, decode_headroom_tokens=8, chunked_prefill_size=64)
+    for index in range(4):
+        scheduler.add(_new(f"w{index}", 8, arrival=index))
+    assert [key for key, _ in _compute(scheduler.schedule())] == ["w0", "w1", "w2"], "2 + 2 pages each, 14 in all"
+
+    scheduler = _scheduler(pages=14, decode_headroom_tokens=8)
+    assert [scheduler.reserve(_new(f"r{index}", 8)) for index in range(4)] == [True, True, True, False]
+
+
+def test_retained_requests_do_not_grow() -> None:
+    scheduler = _scheduler(pages=8, decode_headroom_tokens=8, chunked_prefill_size=64)
+    for index in range(4):
+        scheduler.add(_new(f"p{index}", 8, arrival=index, retain=True))
+    assert len(scheduler.schedule()) == 4
+
+
 def test_headroom_is_waived_for_one_alone() -> None:
     scheduler = _scheduler(pages=10, decode_headroom_tokens=64, chunked_prefill_size=64)
     scheduler.add(_new("a", 40))
