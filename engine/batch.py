@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -42,8 +43,7 @@ class Batch:
         return self.kv_lens.shape[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True):
     """The part of one sequence that one step computes: its tokens `start` up to `end`."""
 
     tokens: npt.NDArray[np.int64]

@@ -17,7 +17,8 @@ engine's context limit promises to exist.
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass
+
+import msgspec
 
 from engine.config import EngineConfig
 from engine.counters import EngineCounters
@@ -26,8 +27,7 @@ from engine.radix_cache import Match
 from engine.request import Request, RequestStatus
 
 
-@dataclass(frozen=True, slots=True)
-class Scheduled:
+class Scheduled(msgspec.Struct, frozen=True):
     """`count` tokens of `request` are computed in this step, from `request.num_computed` on."""
 
     request: Request
