@@ -75,6 +75,13 @@ class Replica:
         await self._worker.stop()
 
 
+def _node_address() -> str:
+    """This node's address as Ray's other nodes know it, which is not always that of the first network card."""
+    node_id = ray.get_runtime_context().get_node_id()
+    (address,) = (node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == node_id)
+    return str(address)
+
+
 def _load(config: ClusterConfig, role: ReplicaRole, secret: bytes) -> ReplicaWorker:
     from cluster.worker import ReplicaWorker  # here, because it imports torch and the driver need not
 
@@ -87,7 +94,7 @@ def _worker_config(config: ClusterConfig, role: ReplicaRole, secret: bytes) -> W
 
     section = config.pools[role.value]
     assert section.num_threads != "auto", "resolved by build_app"
-    host = ray.util.get_node_ip_address()
+    host = _node_address()
     return WorkerConfig(
         replica_id=serve.get_replica_context().replica_id.unique_id,
         role=role,
