@@ -22,7 +22,7 @@ install: python
 	@$(PYTHON) deploy/install.py --venv $(VENV)
 
 install-dev: python
-	@$(PYTHON) deploy/install.py --venv $(VENV) --extras dev $(INSTALL_OPTIONS)
+	@$(PYTHON) deploy/install.py --venv $(VENV) --extras dev
 
 test: install-dev
 	@$(VENV)/bin/python -m engine.model.embedded

@@ -20,11 +20,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
+
 from cluster.worker_state import StateReporter
 from decode.half import DecodeHalf
 from engine.engine import Engine
 from engine.outputs import StepOutput
 from prefill.half import PrefillHalf
+from prefill.rooms import PrefillState
 from protocol.codec import AnyMessage
 from protocol.handshake import LinkRole
 from protocol.rooms import (
@@ -33,6 +36,7 @@ from protocol.rooms import (
     Delivered,
     Handoff,
     Join,
+    Load,
     Message,
     Offer,
     OpenDecode,
@@ -91,13 +95,13 @@ class Outbox:
     def emit(self, link_id: str, event: TokenEvent) -> None:
         self._tokens[link_id].append(event)
 
-    def take(self, engine: Engine, *, report_to: frozenset[str] = frozenset()) -> Outgoing:
+    def take(self, load_now: Callable[[], Load], *, report_to: frozenset[str] = frozenset()) -> Outgoing:
         """Everything gathered, tokens first: a client waits for them. Routers in `report_to` get a frame anyway."""
         if not (self._messages or self._tokens or report_to):
             return []
         outgoing: Outgoing = []
         if self._tokens or report_to:
-            load = engine.load()
+            load = load_now()
             for link_id in self._tokens.keys() | report_to:
                 outgoing.append((link_id, StepFrame(self._tokens.get(link_id, []), load)))
         outgoing += self._messages
@@ -109,8 +113,8 @@ class Outbox:
 class EngineThread:
     """Runs one engine and the two halves over it.
 
-    `deliver` is called on `loop` with the messages of each pass. An error that is nobody's request ends the thread and
-    is kept in `crash`; the replica's health check then has it replaced.
+    `deliver` is called on `loop` with the messages of each pass. An error that is nobody's request ends the thread, is
+    kept in `crash` for the health check, and `on_crash` is called on `loop`, so that peers need not wait for that check.
     """
 
     def __init__(
@@ -123,6 +127,7 @@ class EngineThread:
         inbox: queue.SimpleQueue[Event],
         loop: asyncio.AbstractEventLoop,
         deliver: Callable[[Outgoing], None],
+        on_crash: Callable[[], None],
         reporter: StateReporter,
         idle_report_s: float = 0.5,
     ) -> None:
@@ -133,10 +138,12 @@ class EngineThread:
         self._inbox = inbox
         self._loop = loop
         self._deliver = deliver
+        self._on_crash = on_crash
         self._reporter = reporter
         self._idle_report_s = idle_report_s
         self._routers: set[str] = set()
         self._decode_peers: set[str] = set()
+        self._draining = False
         self._stopping = threading.Event()
         self._beat = time.monotonic()
         self._reported_at = 0.0
@@ -165,6 +172,16 @@ class EngineThread:
         """Leave an event for the engine thread; never blocks."""
         self._inbox.put(event)
 
+    def drain(self) -> Future[None]:
+        """Take no new rooms; those that are open finish, and routers hear of it with the next frame."""
+
+        def begin() -> None:
+            self._draining = True
+            self._prefill.drain()
+            self._decode.drain()
+
+        return self.call(begin)
+
     def call(self, function: Callable[[], _T]) -> Future[_T]:
         """Run `function` on the engine thread between two steps; the future has its result."""
         future: Future[_T] = Future()
@@ -188,6 +205,7 @@ class EngineThread:
         except BaseException as error:
             log.exception("the engine thread died")
             self.crash = error
+            self._loop.call_soon_threadsafe(self._on_crash)
 
     def _pass(self) -> None:
         self._beat = time.monotonic()
@@ -264,8 +282,22 @@ class EngineThread:
         report_to: frozenset[str] = frozenset()
         if now - self._reported_at >= self._idle_report_s:
             self._reported_at = now
-            self._reporter.publish(self._engine, self._prefill, self._decode)
+            self._reporter.publish(self._load(), self._engine, self._prefill, self._decode)
             report_to = frozenset(self._routers)
-        outgoing = self._outbox.take(self._engine, report_to=report_to)
+        outgoing = self._outbox.take(self._load, report_to=report_to)
         if outgoing:
             self._loop.call_soon_threadsafe(self._deliver, outgoing)
+
+    def _load(self) -> Load:
+        """The engine's load, and the rooms that are not let into it yet."""
+        load = self._engine.load()
+        outside = 0
+        if self._prefill.num_waiting:
+            rooms = self._prefill.rooms.values()
+            outside = sum(record.request.num_tokens for record in rooms if record.state is PrefillState.WAITING)
+        return msgspec.structs.replace(
+            load,
+            waiting_requests=load.waiting_requests + self._prefill.num_waiting + self._decode.num_waiting,
+            waiting_tokens=load.waiting_tokens + outside,
+            draining=self._draining,
+        )

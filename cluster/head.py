@@ -156,18 +156,17 @@ def _check_port_free(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
-            raise StartFailed(
-                f"port {port} on {host} cannot be used ({error.strerror}); choose one: PORT=8001"
-            ) from error
+        except (OSError, OverflowError) as error:
+            raise StartFailed(f"port {port} on {host} cannot be used ({error}); choose one: PORT=8001") from error
 
 
 def _wait_until_healthy(url: str) -> None:
     deadline = time.monotonic() + _READY_TIMEOUT_S
     last = "no answer"
+    here = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # http_proxy is for other machines
     while time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
+            with here.open(f"{url}/health", timeout=5):
                 return
         except (urllib.error.URLError, OSError) as error:
             last = str(error)

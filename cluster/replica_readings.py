@@ -55,6 +55,8 @@ class ReplicaReadings:
         for name, value in state.get("books", {}).items():
             if name in ("used", "quarantined", "balanced"):
                 yield Reading(name=f"replica_pages_{name}", help=f"KV pool when last idle: {name}", value=float(value))
+        for name, value in state.get("engine", {}).items():
+            yield Reading(name=f"replica_engine_{name}", help=f"{name} of the engine", value=float(value), grows=True)
         for half in ("prefill", "decode"):
             yield from _rooms(half, state.get(half, {}).get("rooms", {}))
             yield from _counters(half, state.get(half, {}).get("counters", {}))

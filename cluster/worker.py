@@ -153,6 +153,7 @@ class ReplicaWorker:
             inbox=inbox,
             loop=loop,
             deliver=self._links.deliver,
+            on_crash=self._cut_links,
             reporter=self.reporter,
         )
         self._server = LinkServer(
@@ -206,7 +207,7 @@ class ReplicaWorker:
         """Refuse new rooms and wait until the open ones are done; False when some are left at the end."""
         self._draining = True
         deadline = time.monotonic() + timeout_s
-        await asyncio.wrap_future(self._thread.call(self._start_draining))
+        await asyncio.wrap_future(self._thread.drain())
         while not await self.is_idle():
             if time.monotonic() >= deadline:
                 return False
@@ -215,8 +216,7 @@ class ReplicaWorker:
 
     async def stop(self) -> None:
         """End the thread, the ports and the memory. Routers see their links end and open lost rooms elsewhere."""
-        self._server.close()
-        self._links.close()
+        self._cut_links()
         await asyncio.to_thread(self._thread.stop)
         await asyncio.to_thread(self._fetcher.close)
         await asyncio.to_thread(self._pages.close)
@@ -224,11 +224,12 @@ class ReplicaWorker:
 
     # ---- inner workings ---------------------------------------------------------------------------------------
 
+    def _cut_links(self) -> None:
+        """Nobody can reach this replica any more, and everybody who could knows at once."""
+        self._server.close()
+        self._links.close()
+
     def _checksums(self, pages: Sequence[int]) -> list[int]:
         if not self.config.transfer.checksum:
             return [0] * len(pages)
         return page_checksums(self._memory.view, self._spec.page_bytes, pages)
-
-    def _start_draining(self) -> None:
-        self._prefill.drain()
-        self._decode.drain()

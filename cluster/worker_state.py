@@ -16,6 +16,7 @@ import msgspec
 from decode.half import DecodeHalf
 from engine.engine import Engine
 from prefill.half import PrefillHalf
+from protocol.rooms import Load
 
 _MAX_OBSERVATIONS = 100_000
 
@@ -39,10 +40,11 @@ class StateReporter:
             taken.append(self._observations.popleft())
         return taken
 
-    def publish(self, engine: Engine, prefill: PrefillHalf, decode: DecodeHalf) -> None:
+    def publish(self, load: Load, engine: Engine, prefill: PrefillHalf, decode: DecodeHalf) -> None:
         """Take a snapshot. When idle it also balances the books; counting pages is too slow for a busy moment."""
         state: dict[str, Any] = {
-            "load": msgspec.structs.asdict(engine.load()),
+            "load": msgspec.structs.asdict(load),
+            "engine": _plain(engine.counters),
             "prefill": {"rooms": _by_state(prefill), "counters": _plain(prefill.counters)},
             "decode": {"rooms": _by_state(decode), "counters": _plain(decode.counters)},
         }

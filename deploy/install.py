@@ -1,8 +1,8 @@
 """Makes or refreshes the virtual environment: `python3.11 deploy/install.py [--extras dev,gpu]`. Standard library only.
 
 Nothing is done when the environment was made from the same pyproject.toml, Python and choices, so it costs a second
-start no time. torch is the one package with a choice: on a machine without an NVIDIA GPU its CPU build is taken, which
-is ten times smaller. PD_TORCH_INDEX names another package index for it.
+start no time. torch is the one package with a choice: on a machine without an NVIDIA GPU only its CPU build will do,
+which is ten times smaller. PD_TORCH_INDEX names another package index for it, for instance PyTorch's own of CPU builds.
 """
 
 from __future__ import annotations
@@ -15,12 +15,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-_PROBE_TIMEOUT_S = 5.0
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -29,7 +25,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--venv", type=Path, default=_REPOSITORY / ".venv")
     parser.add_argument("--extras", default="", help="comma-separated extras of pyproject.toml")
-    parser.add_argument("--cpu-only", action="store_true", help="fail rather than install a CUDA build of torch")
     options = parser.parse_args()
     extras = sorted(filter(None, options.extras.split(",")))
     stamp = options.venv / "installed.json"
@@ -37,42 +32,45 @@ def main() -> int:
     if _is_current(stamp, inputs, extras):
         return 0
     try:
-        _install(options.venv, extras, cpu_only=options.cpu_only)
+        _install(options.venv, extras)
     except subprocess.CalledProcessError as error:
-        print(f"failed: {' '.join(map(str, error.cmd))}", file=sys.stderr)
+        print(f"failed: {' '.join(map(str, error.cmd))}", error.stderr or "", file=sys.stderr)
         return 1
     stamp.write_text(json.dumps({"inputs": inputs, "extras": extras}) + "\n")
     return 0
 
 
-def _install(venv: Path, extras: list[str], *, cpu_only: bool) -> None:
+def _install(venv: Path, extras: list[str]) -> None:
     python = venv / "bin" / "python"
-    if not python.exists():
+    if not _is_usable(python):
         print(f"making the virtual environment {venv}", flush=True)
-        _run([sys.executable, "-m", "venv", str(venv)])
+        try:
+            _run([sys.executable, "-m", "venv", "--clear", str(venv)])
+        except subprocess.CalledProcessError as error:
+            raise SystemExit(f"{venv} could not be made; Debian and Ubuntu need the package python3-venv") from error
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
     torch = _requirement("torch")
-    index = _torch_index()
-    if cpu_only and index is None and not _takes_cpu_build([*pip, torch]):
-        raise SystemExit(f"pip would install a CUDA build for {torch!r}; set PD_TORCH_INDEX to an index of CPU builds")
+    index = os.environ.get("PD_TORCH_INDEX")
+    choice = [*(["--index-url", index] if index else []), torch]
+    if not _has_nvidia_gpu() and not _takes_cpu_build([*pip, *choice]):
+        raise SystemExit(
+            f"this machine has no NVIDIA GPU, but pip would install {torch!r} with several GB of CUDA packages; "
+            "set PD_TORCH_INDEX to a package index of CPU builds (PyTorch's installation page names one)"
+        )
     print(f"installing {torch} from {index or 'the configured package index'}", flush=True)
-    _run([*pip, *(["--index-url", index] if index else []), torch])
+    _run([*pip, *choice])
     package = f"{_REPOSITORY}[{','.join(extras)}]" if extras else str(_REPOSITORY)
     print("installing the rest", flush=True)
     _run([*pip, "--editable", package])
 
 
-def _torch_index() -> str | None:
-    """The package index for torch; None for pip's own choice."""
-    if chosen := os.environ.get("PD_TORCH_INDEX"):
-        return chosen
-    if _has_nvidia_gpu() or not sys.platform.startswith("linux"):
-        return None
-    try:
-        with urllib.request.urlopen(f"{_CPU_INDEX}/torch/", timeout=_PROBE_TIMEOUT_S):
-            return _CPU_INDEX
-    except (urllib.error.URLError, OSError):
-        return None
+def _is_usable(python: Path) -> bool:
+    """Whether an environment is there, whole (one that was interrupted has no pip), and of this Python's version."""
+    if not python.exists():
+        return False
+    script = "import sys, pip; print(*sys.version_info[:2])"
+    asked = subprocess.run([str(python), "-c", script], capture_output=True, text=True, check=False)
+    return asked.stdout.split() == [str(number) for number in sys.version_info[:2]]
 
 
 def _has_nvidia_gpu() -> bool:

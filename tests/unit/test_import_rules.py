@@ -28,7 +28,7 @@ NEVER_IMPORTED_BY = {
     "ray": set(MAY_IMPORT) - {"cluster"},
     "torch": {"protocol", "text", "router"},
     "transformers": set(MAY_IMPORT) - {"engine"},
-    "starlette": set(MAY_IMPORT) - {"router"},
+    "starlette": set(MAY_IMPORT) - {"router", "cluster"},
     "socket": {"engine", "prefill", "decode"},
     "asyncio": {"engine", "prefill", "decode"},
 }
