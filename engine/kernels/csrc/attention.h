@@ -52,7 +52,8 @@ struct Workspace {
 // Folds one tile's scores of R rows into their running softmax and their outputs. Scores are kept times log2(e), so
 // that exponentials are powers of two; `factor` holds both scales.
 template <typename Tile, int R>
-void fold_tile(Workspace<Tile>& work, int row, const int32_t* visible, int count, float factor) {
+void fold_tile(Workspace<Tile>& work, int row, const int32_t* visible, int count, float factor,
+               Ahead& ahead) {
     alignas(64) typename Tile::Packed p[R][Tile::kProbabilityWidth];
     alignas(64) float fresh[kLanes] = {}, keep[kLanes];
     const int dims = work.dims;
@@ -80,59 +81,89 @@ void fold_tile(Workspace<Tile>& work, int row, const int32_t* visible, int count
     float* const out = work.out + row * dims;
     int d = 0;
     for (; d + 4 * kLanes <= dims; d += 4 * kLanes)
-        Tile::template accumulate<R, 4>(weights, work.values + d, count, dims, keep, out + d);
+        Tile::template accumulate<R, 4>(weights, work.values + d, count, dims, keep, out + d, ahead);
     for (; d + 2 * kLanes <= dims; d += 2 * kLanes)
-        Tile::template accumulate<R, 2>(weights, work.values + d, count, dims, keep, out + d);
-    for (; d < dims; d += kLanes) Tile::template accumulate<R, 1>(weights, work.values + d, count, dims, keep, out + d);
+        Tile::template accumulate<R, 2>(weights, work.values + d, count, dims, keep, out + d, ahead);
+    for (; d < dims; d += kLanes) Tile::template accumulate<R, 1>(weights, work.values + d, count, dims, keep, out + d, ahead);
 }
 
-// Where the keys and values of positions [from, from + count) of one sequence and KV head lie.
-template <typename Stored>
-void find_rows(const AttentionStep& step, const Stored* head, const int32_t* pages, int from, int count,
-               Ahead<Stored>& keys, Ahead<Stored>& values) {
-    const int64_t values_after = static_cast<int64_t>(step.page_size) * step.head_dim;
+// One KV head of a work item.
+struct Unit {
+    const WorkItem* item;
+    int kv_head;
+};
+
+inline Unit unit_of(const AttentionStep& step, int64_t index) {
+    return {step.items + index / step.num_kv_heads, static_cast<int>(index % step.num_kv_heads)};
+}
+
+// Calls f(i, keys, values, n) for each run of n neighbouring positions, i of them before it, in the tile of `unit` that
+// begins at position `from`; returns how many positions the tile has.
+template <typename Stored, typename F>
+int for_each_run(const AttentionStep& step, const Stored* kv, const Unit& unit, int from, const F& f) {
+    const int32_t* const pages = step.page_table + static_cast<int64_t>(unit.item->sequence) * step.max_pages;
+    const int64_t half = static_cast<int64_t>(step.page_size) * step.head_dim;
+    const Stored* const head = kv + 2 * half * unit.kv_head;
+    const int count = std::min(kTileKeys, unit.item->kv_end - from);
     for (int i = 0; i < count;) {
         const int page = (from + i) / step.page_size, offset = from + i - page * step.page_size;
-        const int until = std::min(count, i + step.page_size - offset);
-        const Stored* key = head + pages[page] * step.page_stride + static_cast<int64_t>(offset) * step.head_dim;
-        for (; i < until; ++i, key += step.head_dim) {
-            keys.rows[i] = key;
-            values.rows[i] = key + values_after;
-        }
+        const int run = std::min(count - i, step.page_size - offset);
+        const Stored* const keys = head + pages[page] * step.page_stride + static_cast<int64_t>(offset) * step.head_dim;
+        f(i, keys, keys + half, run);
+        i += run;
     }
-    keys.count = values.count = count;
+    return count;
 }
 
-// Packs the tile whose rows were found, and asks memory for the next one's.
+// Notes the tile of `unit` that begins at `from` as wanted soon.
+template <typename Stored>
+void look_ahead(const AttentionStep& step, const Stored* kv, const Unit& unit, int from, Ahead& ahead) {
+    for_each_run(step, kv, unit, from, [&](int, const Stored* keys, const Stored* values, int run) {
+        ahead.add(keys, static_cast<int64_t>(run) * step.head_dim);
+        ahead.add(values, static_cast<int64_t>(run) * step.head_dim);
+    });
+}
+
+// Packs the tile of `unit` that begins at position `from`; returns how many keys it has.
 template <typename Tile>
-void load_tile(Workspace<Tile>& work, int head_dim, Ahead<typename Tile::Stored>& keys,
-               Ahead<typename Tile::Stored>& values, const Ahead<typename Tile::Stored>& next_keys,
-               const Ahead<typename Tile::Stored>& next_values) {
-    const int count = keys.count, dims = work.dims;
+int load_tile(const AttentionStep& step, const typename Tile::Stored* kv, const Unit& unit, int from,
+              Workspace<Tile>& work, Ahead& ahead) {
+    using Stored = typename Tile::Stored;
+    const int dims = work.dims, head_dim = step.head_dim;
+    const Stored* keys[kTileKeys];
+    const Stored* values[kTileKeys];
+    const int count = for_each_run(step, kv, unit, from, [&](int i, const Stored* key, const Stored* value, int run) {
+        for (const int until = i + run; i < until; ++i, key += head_dim, value += head_dim) {
+            keys[i] = key;
+            values[i] = value;
+        }
+    });
     if (dims != head_dim) {
         for (int i = 0; i < count; ++i) {
-            auto* const key = work.padded + 2 * i * dims;
-            std::memcpy(static_cast<void*>(key), keys.rows[i], head_dim * sizeof *key);
-            std::memcpy(static_cast<void*>(key + dims), values.rows[i], head_dim * sizeof *key);
-            keys.rows[i] = key;
-            values.rows[i] = key + dims;
+            Stored* const copy = work.padded + 2 * i * dims;
+            std::memcpy(static_cast<void*>(copy), keys[i], head_dim * sizeof(Stored));
+            std::memcpy(static_cast<void*>(copy + dims), values[i], head_dim * sizeof(Stored));
+            keys[i] = copy;
+            values[i] = copy + dims;
         }
     }
-    const auto* const zero = work.padded + 2 * kTileKeys * dims;
-    for (int i = count; i < round_up(count, kLanes); ++i) keys.rows[i] = values.rows[i] = zero;
-    Tile::pack_keys(keys.rows, count, work.keys, dims, next_keys);
-    Tile::pack_values(values.rows, count, work.values, dims, next_values);
+    const Stored* const zero = work.padded + 2 * kTileKeys * dims;
+    for (int i = count; i < round_up(count, kLanes); ++i) keys[i] = values[i] = zero;
+    Tile::pack_keys(keys, count, work.keys, dims, ahead);
+    Tile::pack_values(values, count, work.values, dims, ahead);
+    return count;
 }
 
 template <typename Tile>
-void fold_rows(Workspace<Tile>& work, int rows, int row, const int32_t* visible, int count, float factor) {
+void fold_rows(Workspace<Tile>& work, int rows, int row, const int32_t* visible, int count, float factor,
+               Ahead& ahead) {
     switch (rows) {
-        case 6: return fold_tile<Tile, 6>(work, row, visible, count, factor);
-        case 5: return fold_tile<Tile, 5>(work, row, visible, count, factor);
-        case 4: return fold_tile<Tile, 4>(work, row, visible, count, factor);
-        case 3: return fold_tile<Tile, 3>(work, row, visible, count, factor);
-        case 2: return fold_tile<Tile, 2>(work, row, visible, count, factor);
-        default: return fold_tile<Tile, 1>(work, row, visible, count, factor);
+        case 6: return fold_tile<Tile, 6>(work, row, visible, count, factor, ahead);
+        case 5: return fold_tile<Tile, 5>(work, row, visible, count, factor, ahead);
+        case 4: return fold_tile<Tile, 4>(work, row, visible, count, factor, ahead);
+        case 3: return fold_tile<Tile, 3>(work, row, visible, count, factor, ahead);
+        case 2: return fold_tile<Tile, 2>(work, row, visible, count, factor, ahead);
+        default: return fold_tile<Tile, 1>(work, row, visible, count, factor, ahead);
     }
 }
 
@@ -148,12 +179,14 @@ inline float* partial_row(const AttentionStep& step, int partial, int kv_head, i
     return step.partials + ((static_cast<int64_t>(partial) * step.num_kv_heads + kv_head) * rows + row) * (step.head_dim + 2);
 }
 
-// qkv [tokens, (heads + 2 kv_heads) * head_dim], rotated queries first; kv one layer's pages; out [tokens, heads * head_dim]
+// qkv [tokens, (heads + 2 kv_heads) * head_dim], rotated queries first; kv one layer's pages; out [tokens, heads *
+// head_dim]. `next` is the unit this thread is likely to do after this one, or null.
 template <typename Tile>
-void run_item(const AttentionStep& step, const WorkItem& item, int kv_head, const typename Tile::Stored* qkv,
+void run_unit(const AttentionStep& step, const Unit& unit, const Unit* next, const typename Tile::Stored* qkv,
               const typename Tile::Stored* kv, typename Tile::Stored* out, Workspace<Tile>& work) {
+    const WorkItem& item = *unit.item;
     const int group = step.num_heads / step.num_kv_heads, rows = item.query_count * group;
-    const int head_dim = step.head_dim, dims = work.dims, first_head = kv_head * group;
+    const int head_dim = step.head_dim, dims = work.dims, first_head = unit.kv_head * group;
     const int64_t qkv_width = static_cast<int64_t>(step.num_heads + 2 * step.num_kv_heads) * head_dim;
     for (int row = 0; row < rows; ++row) {
         const auto* query = qkv + (item.query_begin + row / group) * qkv_width + (first_head + row % group) * head_dim;
@@ -167,23 +200,22 @@ void run_item(const AttentionStep& step, const WorkItem& item, int kv_head, cons
     std::memset(work.out, 0, static_cast<size_t>(rows) * dims * sizeof(float));
     std::memset(work.sums, 0, static_cast<size_t>(rows) * kLanes * sizeof(float));
 
-    const int32_t* const pages = step.page_table + static_cast<int64_t>(item.sequence) * step.max_pages;
-    const auto* const head = kv + static_cast<int64_t>(kv_head) * 2 * step.page_size * head_dim;
     // The first query token of this item sees this many keys; each later one sees one more.
     const int sees = step.kv_lens[item.sequence] - step.query_start[item.sequence + 1] + item.query_begin + 1;
-    Ahead<typename Tile::Stored> keys[2], values[2];
-    find_rows(step, head, pages, item.kv_begin, std::min(kTileKeys, item.kv_end - item.kv_begin), keys[0], values[0]);
-    int now = 0;
-    for (int from = item.kv_begin; from < item.kv_end; from += kTileKeys, now ^= 1) {
-        const int count = keys[now].count, left = std::min(kTileKeys, item.kv_end - from - kTileKeys);
-        keys[now ^ 1].count = values[now ^ 1].count = 0;
-        if (left > 0) find_rows(step, head, pages, from + kTileKeys, left, keys[now ^ 1], values[now ^ 1]);
-        load_tile<Tile>(work, head_dim, keys[now], values[now], keys[now ^ 1], values[now ^ 1]);
+    Ahead ahead;
+    for (int from = item.kv_begin; from < item.kv_end; from += kTileKeys) {
+        ahead.clear();
+        if (from + kTileKeys < item.kv_end) {
+            look_ahead(step, kv, unit, from + kTileKeys, ahead);
+        } else if (next != nullptr) {
+            look_ahead(step, kv, *next, next->item->kv_begin, ahead);
+        }
+        const int count = load_tile(step, kv, unit, from, work, ahead);
         for (int row = 0; row < rows; row += kGroupRows) {
             const int here = std::min(kGroupRows, rows - row);
             int32_t visible[kGroupRows];
             for (int r = 0; r < here; ++r) visible[r] = std::min(count, sees + (row + r) / group - from);
-            if (visible[here - 1] > 0) fold_rows<Tile>(work, here, row, visible, count, step.scale * kLog2E);
+            if (visible[here - 1] > 0) fold_rows<Tile>(work, here, row, visible, count, step.scale * kLog2E, ahead);
         }
     }
 
@@ -194,7 +226,7 @@ void run_item(const AttentionStep& step, const WorkItem& item, int kv_head, cons
                                     row % group) * head_dim;
             write_row(work.out + row * dims, 1.0f / sum, to, head_dim);
         } else {
-            float* const to = partial_row(step, item.partial, kv_head, row);
+            float* const to = partial_row(step, item.partial, unit.kv_head, row);
             std::memcpy(to, work.out + row * dims, head_dim * sizeof(float));
             to[head_dim] = work.best[row];
             to[head_dim + 1] = sum;

@@ -44,8 +44,10 @@ void attend_in_team(Team& team, const AttentionStep& step, int64_t layer, typena
     const int block_rows = step.block_tokens * (step.num_heads / step.num_kv_heads);
     Workspace<Tile> work(step.scratch + team.index() * Workspace<Tile>::bytes(step.head_dim, block_rows), step.head_dim,
                          block_rows);
-    team.share(step.num_items * heads, 1, [&](int64_t unit) {
-        run_item<Tile>(step, step.items[unit / heads], static_cast<int>(unit % heads), qkv, kv, out, work);
+    const int64_t units = step.num_items * heads;
+    team.share(units, [&](int64_t index) {
+        const Unit unit = unit_of(step, index), next = unit_of(step, std::min(index + 1, units - 1));
+        run_unit<Tile>(step, unit, index + 1 < units ? &next : nullptr, qkv, kv, out, work);
     });
     team.barrier();
     if (step.num_merges > 0) {

@@ -6,6 +6,8 @@
 // packed elements are 32-bit pairs: of neighbouring dimensions in queries and keys, of neighbouring keys in values.
 #pragma once
 
+#include <algorithm>
+
 #include "vec.h"
 
 namespace pd {
@@ -14,18 +16,32 @@ constexpr int kTileKeys = 64;
 constexpr int kTileVecs = kTileKeys / kLanes;
 constexpr int kGroupRows = 6;  // 6 rows x 4 vectors of accumulators leave room for operands in 32 registers
 
-// Rows of keys or values that are wanted next, to be asked of memory while this tile is computed. KV pages lie scattered,
-// so the processor's own prefetching finds only a few of their lines. Into the second-level cache: the first has too
-// few outstanding misses to keep memory busy.
-template <typename T>
+// The memory wanted next, asked for a little at a time while a tile is computed: KV pages lie scattered, so the
+// processor's own prefetching finds few of their lines. A little at a time, because only so many requests can be under
+// way; and into the second-level cache, because the first has still fewer of them.
 struct Ahead {
-    const T* rows[kTileKeys];
+    struct Span {
+        const char* begin;
+        const char* end;
+    };
+    Span spans[2 * kTileKeys];
     int count = 0;
+    int now = 0;
 
-    void fetch(int from, int until, int dims) const {
-        constexpr int kLineElements = 64 / sizeof(T);
-        for (int i = from; i < until && i < count; ++i)
-            for (int d = 0; d < dims; d += kLineElements) __builtin_prefetch(rows[i] + d, 0, 2);
+    void clear() { count = now = 0; }
+
+    template <typename T>
+    void add(const T* begin, int64_t elements) {
+        spans[count++] = {reinterpret_cast<const char*>(begin), reinterpret_cast<const char*>(begin + elements)};
+    }
+
+    // The next four cache lines.
+    [[gnu::always_inline]] void fetch() {
+        if (now == count) return;
+        const char* const at = spans[now].begin;
+        for (int line = 0; line < 4; ++line) __builtin_prefetch(at + 64 * line, 0, 2);
+        spans[now].begin = at + 256;
+        now += at + 256 >= spans[now].end;
     }
 };
 
@@ -80,10 +96,11 @@ struct FloatTile {
         for (int d = 0; d < dims; d += kLanes) store(out + d, load(row + d));
     }
 
-    static void pack_keys(const T* const* rows, int count, float* out, int dims, const Ahead<T>& ahead) {
+    static void pack_keys(const T* const* rows, int count, float* out, int dims, Ahead& ahead) {
         for (int first = 0; first < count; first += kLanes) {
-            ahead.fetch(first, first + kLanes, dims);
             for (int d = 0; d < dims; d += kLanes) {
+                ahead.fetch();
+                ahead.fetch();
                 Vec block[kLanes];
                 for (int i = 0; i < kLanes; ++i) block[i] = load(rows[first + i] + d);
                 transpose(block);
@@ -92,9 +109,9 @@ struct FloatTile {
         }
     }
 
-    static void pack_values(const T* const* rows, int count, float* out, int dims, const Ahead<T>& ahead) {
+    static void pack_values(const T* const* rows, int count, float* out, int dims, Ahead& ahead) {
         for (int i = 0; i < count; ++i) {
-            ahead.fetch(i, i + 1, dims);
+            ahead.fetch();
             for (int d = 0; d < dims; d += kLanes) store(out + i * dims + d, load(rows[i] + d));
         }
     }
@@ -123,11 +140,13 @@ struct FloatTile {
 
     // out[r][d .. d + 16 V) = out * keep[r] + p[r] x values
     template <int R, int V>
-    static void accumulate(const float* p, const float* values, int count, int dims, const float* keep, float* out) {
+    static void accumulate(const float* p, const float* values, int count, int dims, const float* keep, float* out,
+                           Ahead& ahead) {
         Vec sum[R][V];
         for (int r = 0; r < R; ++r)
             for (int j = 0; j < V; ++j) sum[r][j] = load(out + r * dims + j * kLanes) * keep[r];
         for (int i = 0; i < count; ++i) {
+            ahead.fetch();
             Vec value[V];
             for (int j = 0; j < V; ++j) value[j] = load(values + i * dims + j * kLanes);
             for (int r = 0; r < R; ++r) {
@@ -153,10 +172,11 @@ struct PairTile {
 
     static void pack_query(const BFloat16* row, uint32_t* out, int dims) { std::memcpy(out, row, dims * sizeof *row); }
 
-    static void pack_keys(const BFloat16* const* rows, int count, uint32_t* out, int dims, const Ahead<BFloat16>& ahead) {
+    static void pack_keys(const BFloat16* const* rows, int count, uint32_t* out, int dims, Ahead& ahead) {
         for (int first = 0; first < count; first += kLanes) {
-            ahead.fetch(first, first + kLanes, dims);
             for (int d = 0; d < dims; d += kDims) {
+                ahead.fetch();
+                ahead.fetch();
                 Vec block[kLanes];
                 for (int i = 0; i < kLanes; ++i) std::memcpy(&block[i], rows[first + i] + d, sizeof block[i]);
                 transpose(block);
@@ -167,13 +187,13 @@ struct PairTile {
     }
 
     static void pack_values(const BFloat16* const* rows, int count, uint32_t* out, int dims,
-                            const Ahead<BFloat16>& ahead) {
+                            Ahead& ahead) {
         alignas(64) static constexpr uint16_t kLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
                                                           8,  40, 9,  41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
         const __m512i low = _mm512_load_si512(kLow);
         const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
         for (int i = 0; i < count; i += 2) {
-            ahead.fetch(i, i + 2, dims);
+            if (i % 4 == 0) ahead.fetch();
             for (int d = 0; d < dims; d += kDims) {
                 const __m512i even = _mm512_loadu_si512(rows[i] + d), odd = _mm512_loadu_si512(rows[i + 1] + d);
                 uint32_t* const to = out + i / 2 * dims + d;
@@ -214,12 +234,14 @@ struct PairTile {
     }
 
     template <int R, int V>
-    static void accumulate(const uint32_t* p, const uint32_t* values, int count, int dims, const float* keep, float* out) {
+    static void accumulate(const uint32_t* p, const uint32_t* values, int count, int dims, const float* keep, float* out,
+                           Ahead& ahead) {
         __m512 sum[R][V];
         for (int r = 0; r < R; ++r)
             for (int j = 0; j < V; ++j)
                 sum[r][j] = _mm512_mul_ps(_mm512_loadu_ps(out + r * dims + j * kLanes), _mm512_set1_ps(keep[r]));
         for (int i = 0; i < (count + 1) / 2; ++i) {
+            ahead.fetch();
             __m512bh value[V];
             for (int j = 0; j < V; ++j) value[j] = pairs(values + i * dims + j * kLanes);
             for (int r = 0; r < R; ++r) {
