@@ -113,8 +113,8 @@ class Outbox:
 class EngineThread:
     """Runs one engine and the two halves over it.
 
-    `deliver` is called on `loop` with the messages of each pass. An error that is nobody's request ends the thread, is
-    kept in `crash` for the health check, and `on_crash` is called on `loop`, so that peers need not wait for that check.
+    `deliver` is called on `loop` with the messages of each pass. An error that is nobody's request ends the thread and
+    is kept in `crash` for the health check; `on_crash` is called on `loop`, so that peers need not wait for that check.
     """
 
     def __init__(

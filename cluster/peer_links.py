@@ -129,6 +129,8 @@ class PeerLinks:
                 on_lost=lost,
                 timings=self._timings,
             )
+            if not link.is_open:
+                raise LinkError(f"{address.replica_id}: lost as soon as it was made")
         except LinkError as error:
             log.warning("cannot reach prefill replica: %s", error)
             del self._waiting[link_id]

@@ -1,9 +1,9 @@
 """Who gets pages next: the rooms that wait for them, and the reservations that may be taken back.
 
 Rooms whose KV is already computed come first, because it occupies prefill's pool until they take it; the others by age.
-A room that does not fit never stops one that does, until it has waited for `ageing_s`: then it is first and all wait
-for it. A reservation whose copies stand still for `lease_s` is taken back when a computed room waits, so that pages
-held for KV that does not come cannot keep out KV that is there.
+A room that does not fit never stops one that does, until it has waited for `ageing_s`: then all that come after it in
+this order wait for it. A reservation whose copies stand still for `lease_s` is taken back when a computed room waits,
+so that pages held for KV that does not come cannot keep out KV that is there.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class GrantQueue:
         self._tried_at = now
         return sorted(
             self._waiting.values(),
-            key=lambda record: (not self.is_aged(record, now), record.handoff is None, record.queued_at),
+            key=lambda record: (record.handoff is None, not self.is_aged(record, now), record.queued_at),
         )
 
     def is_aged(self, record: DecodeRoom, now: float) -> bool:

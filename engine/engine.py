@@ -26,7 +26,7 @@ from engine.generation import Generations
 from engine.interfaces import Model, TokenSampler
 from engine.kv_manager import KVManager
 from engine.kv_spec import KVPool
-from engine.limits import RequestTooLong, sequence_limit
+from engine.limits import RequestTooLong, check_vocabulary, sequence_limit
 from engine.outputs import StepOutput, TokenOutput
 from engine.page_allocator import PageState
 from engine.request import Request, RequestStatus
@@ -111,6 +111,8 @@ class Engine:
         """
         if request.status is not RequestStatus.RECEIVING:
             raise ValueError(f"request {request.key!r} is {request.status.name}; only a RECEIVING one can be admitted")
+        if not 0 <= token < self._model.config.vocab_size:
+            raise ValueError(f"request {request.key!r} was handed over with token {token}, which is in no vocabulary")
         ended = self._generations.check(request, token)
         if ended is not None:
             raise ValueError(f"request {request.key!r} was handed over with token {token}, which ends it ({ended[0]})")
@@ -278,6 +280,7 @@ class Engine:
         """Refuse what can never be served, and set the request's length limit."""
         if request.key in self._requests or request.key in self._memory.quarantined:
             raise ValueError(f"there is a request {request.key!r} already; keys must differ")
+        check_vocabulary(request, vocab_size=self._model.config.vocab_size)
         request.limit = sequence_limit(request, max_context=self.max_context, has_text=self._generations.has_text)
 
     def _register(self, request: Request) -> None:

@@ -21,6 +21,9 @@ class ModelLimits(Protocol):
     @property
     def eos_token_ids(self) -> tuple[int, ...]: ...
 
+    @property
+    def vocab_size(self) -> int: ...
+
 
 class Model(Protocol):
     """One forward pass over packed tokens."""

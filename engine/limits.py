@@ -36,3 +36,20 @@ def sequence_limit(request: Request, *, max_context: int, has_text: bool) -> int
             f"request {request.key!r} has stop strings, but this engine has no tokenizer; use stop_token_ids"
         )
     return limit
+
+
+def check_vocabulary(request: Request, *, vocab_size: int) -> None:
+    """Raises ValueError for a token id that the model has no row for: in the tokens, the biases or the stop tokens."""
+    sampling = request.sampling
+    tokens = request.tokens
+    named = {"token": (int(tokens.min()), int(tokens.max()))}
+    if sampling.logit_bias:
+        named["logit_bias token"] = (min(sampling.logit_bias), max(sampling.logit_bias))
+    if sampling.stop_token_ids:
+        named["stop token"] = (min(sampling.stop_token_ids), max(sampling.stop_token_ids))
+    for what, (lowest, highest) in named.items():
+        wrong = lowest if lowest < 0 else highest
+        if not 0 <= wrong < vocab_size:
+            raise ValueError(
+                f"request {request.key!r} has the {what} {wrong}, but this model's vocabulary has {vocab_size} tokens"
+            )

@@ -60,7 +60,7 @@ class Scheduler:
 
         All pages may be shared ones: the peer's token is what comes next, so no logits of the prompt are needed.
         """
-        if not self._has_place() or any(map(self._is_aged, self.waiting)):
+        if not self._has_place() or any(map(self._comes_before_rooms, self.waiting)):
             return False
         if self._growth_of_others is None:
             self._growth_of_others = self._headroom_of_others()
@@ -194,6 +194,10 @@ class Scheduler:
 
     def _has_place(self) -> bool:
         return len(self.running) + len(self.reserved) < self._config.max_running_requests
+
+    def _comes_before_rooms(self, request: Request) -> bool:
+        """A preempted request has a client that waits in the middle of a stream."""
+        return request.num_preemptions > 0 or self._is_aged(request)
 
     def _is_aged(self, request: Request) -> bool:
         return request.overtaken >= self._config.max_overtakes

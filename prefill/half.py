@@ -66,7 +66,7 @@ class PrefillHalf:
         clock: Callable[[], float] = time.monotonic,
         unix_time: Callable[[], float] = time.time,
         observe: Callable[[PrefillStage, float], None] | None = None,
-        lease_s: float = 30.0,
+        lease_s: float = 120.0,
         ahead_share: float = 0.5,
         ageing_s: float = 5.0,
         limits: MemoryLimits | None = None,

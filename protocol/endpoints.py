@@ -60,7 +60,8 @@ class LinkServer:
         self._on_lost = on_lost
         self._timings = timings or LinkTimings()
         self._links: set[Link] = set()
-        self._pending: set[Link] = set()
+        self._pending: dict[Link, None] = {}
+        """Links in their handshake, oldest first."""
         self._server: asyncio.Server | None = None
         self.address = PeerAddress(replica_id, boot, "", 0)
 
@@ -94,16 +95,16 @@ class LinkServer:
         )
         if len(self._pending) >= _MAX_PENDING_HANDSHAKES:
             next(iter(self._pending)).fail("too many unauthenticated connections")
-        self._pending.add(link)
+        self._pending[link] = None
         return link
 
     def _up(self, link: Link) -> None:
-        self._pending.discard(link)
+        self._pending.pop(link, None)
         self._links.add(link)
         self._on_up(link)
 
     def _lost(self, link: Link, why: str) -> None:
-        self._pending.discard(link)
+        self._pending.pop(link, None)
         if link in self._links:
             self._links.remove(link)
             self._on_lost(link, why)
@@ -154,7 +155,7 @@ async def connect(
     except asyncio.CancelledError:
         link.fail("connecting was cancelled")
         raise
-    except OSError as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # also ports and host names that cannot exist
         if isinstance(error, LinkError):
             raise
         raise LinkError(f"{address.replica_id} at {address.host}:{address.port}: {error}") from error

@@ -7,12 +7,16 @@ told from one of this epoch. Messages are frozen structs, tagged, and carry no b
 from __future__ import annotations
 
 import enum
+from typing import Annotated
 
 import msgspec
 
 from protocol.sampling import FinishReason, SamplingParams
 
 PROTOCOL_VERSION = 1
+
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+"""Token ids, positions, page numbers and numbers of pages: what is outside is no message."""
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -38,12 +42,12 @@ class PeerAddress(msgspec.Struct, frozen=True, array_like=True):
 class Job(msgspec.Struct, frozen=True, array_like=True):
     """What is to be generated: the same in every half and every epoch but for `logged`."""
 
-    prompt: list[int]
+    prompt: Annotated[list[Count], msgspec.Meta(min_length=1)]
     """Token ids, at least one."""
     sampling: SamplingParams
-    choice: int = 0
+    choice: Count = 0
     """Index among the choices of one HTTP request; part of the sampling randomness."""
-    logged: list[int] = []
+    logged: list[Count] = []
     """Tokens generated in earlier epochs that the router has logged: generation goes on after them."""
     namespace: str = ""
     """Prefix-cache namespace: nothing is shared between two of them."""
@@ -125,7 +129,7 @@ class Reservation(Message, frozen=True, tag="reservation"):
     """Decode -> prefill: pages for the whole prompt are reserved; the first `held_pages` need no transfer."""
 
     room: Room
-    held_pages: int
+    held_pages: Count
 
 
 class Offer(Message, frozen=True, tag="offer"):
@@ -136,8 +140,8 @@ class Offer(Message, frozen=True, tag="offer"):
     """
 
     room: Room
-    first: int
-    pages: list[int]
+    first: Count
+    pages: list[Count]
     checksums: list[int]
 
 
@@ -145,9 +149,9 @@ class Handoff(Message, frozen=True, tag="handoff"):
     """Prefill -> decode: the prompt is computed; `token` was sampled at `position` (0 = first generated)."""
 
     room: Room
-    token: int
-    position: int
-    num_pages: int
+    token: Count
+    position: Count
+    num_pages: Count
     """Pages of the whole prompt, the last maybe part-filled: decode admits when it holds them all."""
     computed_at: float = 0.0
     """Unix time (seconds) at which prefill's computation ended; read by the handover metric only."""

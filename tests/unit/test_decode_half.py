@@ -249,8 +249,8 @@ def test_computed_rooms_are_granted_first_and_the_rest_by_age() -> None:
     pair.half.handle("router", open_generate(blocker, job([8] * 13, max_tokens=2)))
     pair.decode.run_pass()
     for name in "abc":
-        pair.open(Room(name, 0), job([ord(name), *PROMPT[1:]]))
-    pair.hear(pair.compute(Room("c", 0), job([ord("c"), *PROMPT[1:]])))
+        pair.open(Room(name, 0), job([ord(name) - 90, *PROMPT[1:]]))
+    pair.hear(pair.compute(Room("c", 0), job([ord("c") - 90, *PROMPT[1:]])))
     assert pair.half.num_waiting == 3
     pair.decode.run()
     states = {room.request_id: record.state.name for room, record in pair.half.rooms.items()}

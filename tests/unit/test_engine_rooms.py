@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
 from engine.engine import Engine, RequestTooLong
 from engine.request import IllegalTransition, Request, RequestStatus
-from protocol.sampling import FinishReason
+from protocol.sampling import FinishReason, SamplingParams
 from tests.unit.engine_driver import assert_idle, greedy, request, run, step, tokens_of
-from tests.unit.toy_model import ToyLimits, toy_engine, toy_generate
+from tests.unit.toy_model import VOCAB, ToyLimits, toy_engine, toy_generate
 
 
 def _prompt(length: int, seed: int = 0) -> list[int]:
@@ -304,3 +305,13 @@ def test_illegal_moves_are_refused() -> None:
     for status in RequestStatus:
         with pytest.raises(IllegalTransition):
             waiting.move_to(status)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"logit_bias": {VOCAB: 1.0}}, {"stop_token_ids": (VOCAB,)}])
+def test_what_the_vocabulary_does_not_have_is_refused_before_it_can_hurt_a_batch(sampling: dict[str, Any]) -> None:
+    engine, _ = toy_engine()
+    prompt = [1, 2, 3] if sampling else [1, VOCAB, 3]
+    with pytest.raises(ValueError, match=f"{VOCAB}, but this model's vocabulary has {VOCAB} tokens"):
+        engine.add(Request(key="wild", prompt=prompt, sampling=SamplingParams(max_tokens=4, **sampling)))
+    assert not engine.has_work()
+    assert engine.audit().idle

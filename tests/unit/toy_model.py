@@ -30,6 +30,7 @@ _PRIME = 1_048_573
 class ToyLimits:
     max_position_embeddings: int = 4096
     eos_token_ids: tuple[int, ...] = ()
+    vocab_size: int = VOCAB
 
 
 class ToyModel:
