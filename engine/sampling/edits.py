@@ -13,6 +13,9 @@ import torch
 
 from engine.sampling.row import SampleRow
 
+_LEAST_REPETITION = 1e-4
+"""A lower repetition penalty counts as this, for the same reason that biases are bounded (`row.py`)."""
+
 
 def edit_logits(logits: torch.Tensor, rows: Sequence[SampleRow]) -> None:
     """Apply penalties, then biases, then bans to `logits` float32 `[rows, vocab]`, contiguous, in place."""
@@ -42,7 +45,7 @@ def _penalise(flat: torch.Tensor, penalised: list[tuple[int, SampleRow]]) -> Non
     def spread(values: list[float]) -> torch.Tensor:
         return torch.from_numpy(np.repeat(np.asarray(values, np.float32), sizes)).to(flat.device)
 
-    repetition = spread([p.repetition_penalty for p in params])
+    repetition = spread([max(p.repetition_penalty, _LEAST_REPETITION) for p in params])
     presence = spread([p.presence_penalty for p in params])
     frequency = spread([p.frequency_penalty for p in params])
     index = _concatenated(places, flat.device)

@@ -17,6 +17,8 @@ from protocol.sampling import SamplingParams
 
 _GREEDY_BELOW = 1e-5
 """A temperature so low that dividing by it could overflow, and noise could not matter."""
+_MOST_BIAS = 1e6
+"""Biases end here: even divided by the lowest temperature, float64 can then still add noise to such a logit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,8 @@ class SampleRow:
         )
         self.counts = TokenCounts(prompt, generated) if penalised else None
         self.bias_ids = np.fromiter(params.logit_bias.keys(), np.int64, len(params.logit_bias))
-        self.bias_values = np.fromiter(params.logit_bias.values(), np.float32, len(params.logit_bias))
+        biases = np.fromiter(params.logit_bias.values(), np.float64, len(params.logit_bias))
+        self.bias_values = biases.clip(-_MOST_BIAS, _MOST_BIAS).astype(np.float32)
         stops = set(params.stop_token_ids) | (set() if params.ignore_eos else set(eos_token_ids))
         self._stop_ids = np.fromiter(sorted(stops), np.int64, len(stops))
         self._sequence_key = sequence_key(params.seed, choice)

@@ -58,7 +58,7 @@ class Sampler:
         if all(row.greedy for row in rows):
             chosen = self._chooser.greedy(logits)
         else:
-            chosen = self._chooser.choose(logits, _choice_of(rows))
+            chosen = self._chooser.choose(logits, _choice_of(rows, logits.shape[1]))
         tokens: list[int] = chosen.tolist()
         if min(tokens) < 0:
             raise LogitsError([index for index, token in enumerate(tokens) if token < 0])
@@ -93,10 +93,10 @@ def _fastest_chooser(device: str, num_threads: int) -> Chooser:
         return JitChooser()
 
 
-def _choice_of(rows: Sequence[SampleRow]) -> Choice:
+def _choice_of(rows: Sequence[SampleRow], vocab_size: int) -> Choice:
     return Choice(
         temperature=np.array([0.0 if row.greedy else row.params.temperature for row in rows], np.float32),
-        top_k=np.array([row.params.top_k for row in rows], np.int32),
+        top_k=np.array([min(row.params.top_k, vocab_size) for row in rows], np.int32),
         top_p=np.array([row.params.top_p for row in rows], np.float32),
         min_p_log=np.array([math.log(row.params.min_p) if row.params.min_p else -math.inf for row in rows], np.float32),
         keys=np.array([row.noise_key for row in rows], np.int64),

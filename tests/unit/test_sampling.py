@@ -252,6 +252,29 @@ def test_rows_without_a_finite_logit_are_named(sampler: Sampler, temperature: fl
     assert caught.value.rows == [1]
 
 
+def test_absurd_parameters_fail_neither_their_row_nor_the_batch(sampler: Sampler) -> None:
+    """Routers refuse most of these; the engine must survive them all the same."""
+    absurd = [
+        SamplingParams(seed=1, top_k=2**31),
+        SamplingParams(seed=1, top_k=2**62, top_p=1e-45),
+        SamplingParams(seed=1, temperature=1e-4, repetition_penalty=1e-300),
+        SamplingParams(seed=1, repetition_penalty=1e300),
+        SamplingParams(seed=1, temperature=1e-4, logit_bias={5: 1e300}),
+        SamplingParams(seed=1, temperature=1e300, logit_bias={5: -1e300}),
+        SamplingParams(seed=2**63 - 1, min_p=5e-324),
+        SamplingParams(temperature=0.0, logprobs=10**9),
+    ]
+    plain = SamplingParams(seed=1)
+    logits = random_logits(1)
+    batch = [row(params) for params in [*absurd, plain]]
+    with np.errstate(over="ignore"):
+        sampled = sampler.sample(logits.repeat(len(batch), 1), batch)
+    assert all(0 <= each.token < VOCAB for each in sampled)
+    alone = sampler.sample(logits.clone(), [row(plain)])[0].token
+    assert [sampled[0].token, sampled[-1].token] == [alone, alone]
+    assert sampled[4].token == 5
+
+
 def test_a_temperature_next_to_zero_is_greedy(sampler: Sampler) -> None:
     logits = random_logits(1)
     best = int(logits.argmax())
