@@ -36,9 +36,9 @@ class RouterConfig:
     """Longest time one write to a client may take."""
 
     max_epochs: int = 4
-    """Attempts at one sequence, the first included."""
+    """Attempts at the next token of a sequence, the first included; those that a draining replica ends do not count."""
     failover_wait_s: float = 10.0
-    """How long a sequence that lost its replica waits for another to come up."""
+    """How long a sequence waits for a replica to come up, at its start or when it has lost its own."""
     retry_after_s: int = 1
     """What Retry-After says."""
     thread_characters: int = 16_384

@@ -39,7 +39,7 @@ class Dispatcher:
     def generate(
         self, *, request_id: str, job: Job, index: int, received_at: float, deadline: float, stream: TokenStream
     ) -> Generation:
-        """Start one sequence; raises `ApiError` (503) when no replica lives. Times are the running loop's."""
+        """Start one sequence; its `stream` gets all that goes wrong. Times are the running loop's."""
         loop = asyncio.get_running_loop()
         generation = Generation(
             request_id=request_id,

@@ -1,9 +1,10 @@
 """One sequence from its first room to its last token, over as many epochs as it takes.
 
-Lifecycle (`GenerationState`): NEW -> OPEN when both halves are sent off -> FINISHED with the last token logged. When an
-epoch fails it goes OPEN -> WAITING -> OPEN, mostly within one call, resuming after what is logged, until `max_epochs`
-are used (FAILED). ABORTED when the client is gone or the deadline has passed. The rules are the router's table in
-docs/protocol.md. A generation owns its token log and its half-rooms; its stream belongs to the HTTP request.
+Lifecycle (`GenerationState`): NEW -> WAITING -> OPEN, at once when a replica is up -> FINISHED with the last token
+logged. When an epoch fails it goes OPEN -> WAITING -> OPEN, mostly within one call, resuming after what is logged,
+until `max_epochs` in a row have brought no token (FAILED). ABORTED when the client is gone or the deadline has passed.
+The rules are the router's table in docs/protocol.md. A generation owns its token log and its half-rooms; its stream
+belongs to the HTTP request.
 
 Synchronous throughout: links and timers call in, nothing here waits.
 """
@@ -29,15 +30,15 @@ from router.replica_view import ReplicaView
 from router.token_log import ContradictionError, TokenLog
 from router.token_stream import TokenStream
 
-_PAUSE_S = 0.05
-"""Before a replica that failed this sequence is tried again; doubles with each epoch."""
+_PAUSE_S = 0.025
+"""Before a replica that failed this sequence is tried again; doubled for each failure since the last token."""
 
 
 class GenerationState(enum.Enum):
     NEW = "new"
     OPEN = "open"
     WAITING = "waiting"
-    """Between epochs: for a replica to come up, or for a pause to pass."""
+    """Before the first epoch or between two: for a replica to come up, or for a pause to pass."""
     FINISHED = "finished"
     FAILED = "failed"
     ABORTED = "aborted"
@@ -45,7 +46,7 @@ class GenerationState(enum.Enum):
 
 _ENDS = {GenerationState.FINISHED, GenerationState.FAILED, GenerationState.ABORTED}
 _NEXT: dict[GenerationState, set[GenerationState]] = {
-    GenerationState.NEW: {GenerationState.OPEN, GenerationState.FAILED},
+    GenerationState.NEW: {GenerationState.WAITING},
     GenerationState.OPEN: {GenerationState.WAITING, *_ENDS},
     GenerationState.WAITING: {GenerationState.OPEN, GenerationState.FAILED, GenerationState.ABORTED},
     **{end: set() for end in _ENDS},
@@ -93,6 +94,8 @@ class Generation:
         self._halves = HalfRooms(chain=self._chain, metrics=services.metrics)
         self._failover = Failover()
         self._timer: asyncio.TimerHandle | None = None
+        self._in_vain = 0
+        """Failed epochs since the last token was logged, without those that ended because a replica drains."""
         self._paused = False
         """The pause before this epoch has passed, or is passing."""
         self._lacking_since: float | None = None
@@ -105,15 +108,10 @@ class Generation:
         return self._halves.views
 
     def start(self) -> None:
-        """Open the first epoch; raises `ApiError` (503) when no replica lives."""
-        route = self._choose()
-        if route is None:
-            self._end(GenerationState.FAILED)
-            retry_after_s = self._services.config.retry_after_s
-            message = "no replica is up to serve the request; try again"
-            raise overloaded(503, message, code="no_replica", retry_after_s=retry_after_s)
+        """Open the first epoch; where no replica is up, as when all have just started, wait for one within bounds."""
         self._services.metrics.prompt_tokens.add(len(self._job.prompt))
-        self._open(route)
+        self._move(GenerationState.WAITING)
+        self._try_open()
 
     # ---- what links say -------------------------------------------------------------------------------------
 
@@ -181,6 +179,7 @@ class Generation:
             return
         metrics = self._services.metrics
         metrics.output_tokens.add()
+        self._in_vain = 0
         if event.position == 0:
             metrics.ttft_s.observe(now - self._received_at)
             metrics.cached_tokens.add(event.cached_tokens or 0)
@@ -217,7 +216,9 @@ class Generation:
         """This epoch is over: begin the next one."""
         self._halves.abort(tell)
         self.log.forget_early()
-        if self.epoch + 1 >= self._services.config.max_epochs:
+        if code is not FailureCode.DRAINING:  # that replica gets nothing more, and nothing is wrong with the request
+            self._in_vain += 1
+        if self._in_vain >= self._services.config.max_epochs:
             self._fail(self._error(code, detail))
             return
         self._services.metrics.failovers.add(label=cause)
@@ -238,11 +239,12 @@ class Generation:
             self._wait_for_replica(now)
         elif self._failover.is_second_try(route) and not self._paused:
             self._paused = True
-            self._timer = self._services.call_later(_PAUSE_S * 2**self.epoch, self._try_open)
+            self._timer = self._services.call_later(_PAUSE_S * 2**self._in_vain, self._try_open)
         else:
             self._open(route)
 
     def _wait_for_replica(self, now: float) -> None:
+        # The deadline ends a shorter wait: the request has a timer for it.
         config = self._services.config
         if self._lacking_since is None:
             self._lacking_since = now
@@ -250,7 +252,11 @@ class Generation:
         if left_s > 0:
             self._timer = self._services.call_later(left_s, self._try_open)
             return
-        message = f"every replica went away, and none came back within {config.failover_wait_s:g} s; try again"
+        wait = f"{config.failover_wait_s:g} s; try again"
+        if self.epoch < 0:
+            message = f"no replica is up to serve the request, and none came up within {wait}"
+        else:
+            message = f"every replica went away, and none came back within {wait}"
         self._fail(overloaded(503, message, code="no_replica", retry_after_s=config.retry_after_s))
 
     def _error(self, code: FailureCode, detail: str) -> ApiError:

@@ -12,7 +12,7 @@ from starlette.types import Scope
 from protocol.membership import ReplicaRole
 from protocol.rooms import AbortReason, Job
 from protocol.sampling import SamplingParams
-from router.endpoints import Endpoint, request_timeout_s
+from router.endpoints import Endpoint, RouterCore, request_timeout_s
 from router.errors import overloaded
 from router.exchange import ClientGoneError, Exchange
 from router.metrics import Counter, Gauge, Histogram
@@ -32,13 +32,9 @@ class Health(Endpoint):
     """
 
     async def respond(self, exchange: Exchange, scope: Scope) -> None:
-        members = self.core.dispatcher.members
-        usable = [view.role for view in members.views if view.usable]
+        usable = _usable_roles(self.core)
         counts = {role.value: usable.count(role) for role in ReplicaRole}
         pair = ReplicaRole.PREFILL in usable and ReplicaRole.DECODE in usable
-        if not usable:
-            retry_after_s = self.core.config.retry_after_s
-            raise overloaded(503, "no replica is up", code="no_replica", retry_after_s=retry_after_s)
         status = "ok" if pair or ReplicaRole.AGGREGATED in usable else "degraded"
         await exchange.answer_json(200, {"status": status, "usable": counts})
 
@@ -48,6 +44,7 @@ class HealthGenerate(Endpoint):
 
     async def respond(self, exchange: Exchange, scope: Scope) -> None:
         core, loop = self.core, asyncio.get_running_loop()
+        _usable_roles(core)  # a probe asks how things are now: it does not wait for a replica as requests do
         timeout_s = min(_PROBE_TIMEOUT_S, request_timeout_s(exchange, core.config))
         stream = TokenStream(max_buffered=_PROBE_TOKENS, on_overflow=lambda: None)
         sampling = SamplingParams(temperature=0.0, max_tokens=_PROBE_TOKENS, ignore_eos=True)
@@ -74,6 +71,14 @@ class HealthGenerate(Endpoint):
             watcher.cancel()
             generation.abort(AbortReason.DEADLINE)
         await exchange.answer_json(200, {"status": "ok", "seconds": loop.time() - began})
+
+
+def _usable_roles(core: RouterCore) -> list[ReplicaRole]:
+    """Of each replica that may be given rooms; raises `ApiError` (503) when there is none."""
+    usable = [view.role for view in core.dispatcher.members.views if view.usable]
+    if not usable:
+        raise overloaded(503, "no replica is up", code="no_replica", retry_after_s=core.config.retry_after_s)
+    return usable
 
 
 class InternalState(Endpoint):

@@ -160,14 +160,36 @@ async def test_too_many_waiting_tokens_are_refused_at_once(tmp_path: Path) -> No
         await router.idle()
 
 
-async def test_no_replica_is_a_503(router: RouterHarness) -> None:
-    call = await router.complete().done()
-    assert call.status == 503
-    assert call.headers["retry-after"] == "1"
-    assert call.json["error"]["code"] == "no_replica"
-    health = await router.get("/health").done()
-    assert health.status == 503
-    assert (await router.get("/health_generate").done()).status == 503
+async def test_no_replica_is_a_503_after_a_wait(tmp_path: Path) -> None:
+    async with running_router(tmp_path, failover_wait_s=0.02) as router:
+        call = await router.complete().done()
+        assert call.status == 503
+        assert call.headers["retry-after"] == "1"
+        assert call.json["error"]["code"] == "no_replica"
+        assert "none came up within 0.02 s" in call.json["error"]["message"]
+        health = await router.get("/health").done()
+        assert health.status == 503
+        assert (await router.get("/health_generate").done()).status == 503
+        await router.idle()
+
+
+async def test_a_request_waits_for_the_first_replica_to_come_up(router: RouterHarness) -> None:
+    call = router.complete(n=2, max_tokens=3)
+    await until(lambda: len(router.dispatcher.generations) == 2)
+    await router.add("both", ReplicaRole.AGGREGATED, automatic=True)
+    await call.done()
+    assert call.status == 200
+    await router.idle()
+
+
+async def test_waiting_for_the_first_replica_ends_with_the_deadline_or_the_client(router: RouterHarness) -> None:
+    body = {"prompt": "a fox"}
+    late = await router.post("/v1/completions", body, headers={"X-Request-Timeout": "0.02"}).done()
+    assert late.status == 504
+    call = router.complete()
+    await until(lambda: bool(router.dispatcher.generations))
+    call.leave()
+    await call.done()
     await router.idle()
 
 

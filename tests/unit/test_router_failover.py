@@ -225,6 +225,32 @@ async def test_retries_are_limited_and_the_error_has_a_status(router: RouterHarn
     await router.idle()
 
 
+async def test_only_attempts_in_a_row_without_a_token_count(router: RouterHarness) -> None:
+    replica = await router.add("both", ReplicaRole.AGGREGATED)
+    call = router.complete()
+    for epoch in range(7):
+        room = (await replica.opened(OpenGenerate)).room
+        assert room.epoch == epoch
+        replica.send(room, epoch, TEXT_IDS[epoch])
+        replica.fail(room, FailureCode.OVERLOADED)
+    await finish_whole(replica, 7, 7)
+    await completed(router, call)
+
+
+async def test_attempts_that_a_draining_replica_ends_do_not_count(tmp_path: Path) -> None:
+    async with running_router(tmp_path, max_epochs=1) as router:
+        draining = [await router.add(f"draining-{number}", ReplicaRole.AGGREGATED) for number in range(2)]
+        call = router.complete()
+        for epoch in range(2):
+            await until(lambda epoch=epoch: sum(len(each.opens) for each in draining) == epoch + 1)
+            taker = next(each for each in draining if each.opens and each.opens[-1].room.epoch == epoch)
+            if epoch == 0:
+                taker.fail(taker.opens[-1].room, FailureCode.DRAINING)
+            else:
+                taker.send(taker.opens[-1].room, 0, *TEXT_IDS[:8], finish=FinishReason.LENGTH)
+        await completed(router, call)
+
+
 @pytest.mark.parametrize(("code", "status"), [(FailureCode.TOO_LONG, 400), (FailureCode.DEADLINE, 504)])
 async def test_some_failures_are_final(router: RouterHarness, code: FailureCode, status: int) -> None:
     call, room, prefill, decode = await opened(router)

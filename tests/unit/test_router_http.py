@@ -22,7 +22,7 @@ _SMALL_BUFFER = 4096
 
 
 @contextlib.asynccontextmanager
-async def serving(folder: Path, **settings: int) -> AsyncIterator[tuple[RouterHarness, int]]:
+async def serving(folder: Path, **settings: float) -> AsyncIterator[tuple[RouterHarness, int]]:
     """A router on a free port of the loopback."""
     async with running_router(folder, **settings) as router:
         config = uvicorn.Config(router.app, lifespan="off", log_level="warning", timeout_graceful_shutdown=1)
@@ -38,7 +38,7 @@ async def serving(folder: Path, **settings: int) -> AsyncIterator[tuple[RouterHa
 
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[tuple[RouterHarness, int]]:
-    async with serving(tmp_path) as pair:
+    async with serving(tmp_path, failover_wait_s=0.1) as pair:
         yield pair
 
 
