@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import pydantic
 from pydantic import BeforeValidator, Field
 
-from router.api.fields import ApiModel, invalid, read_body
+from router.api.fields import ApiModel, Whole, invalid, read_body
 from router.api.openai import OpenAIFields, OpenAIFrame
 from router.api.prompts import ModelText
 from router.api.response import FINISH_WORDS, Splice, chat_logprobs, event
@@ -85,9 +85,9 @@ class ChatRequest(OpenAIFields):
     }
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: Whole | None = Field(None, ge=1)
     logprobs: bool = False
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
+    top_logprobs: Annotated[Whole, Field(ge=0, le=20)] = 0
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further names for the model's template, such as Qwen's enable_thinking."""
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from router.api.fields import read_body
+from router.api.fields import Whole, read_body
 from router.api.openai import OpenAIFields, OpenAIFrame
 from router.api.prompts import ModelText, read_prompts
 from router.api.response import FINISH_WORDS, Splice, completion_logprobs, event
@@ -29,11 +29,13 @@ class CompletionRequest(OpenAIFields):
         "regex": (),
         "ebnf": (),
         "prompt_logprobs": (),
+        "store": (False,),
+        "service_tier": ("auto", "default"),
     }
 
     prompt: Any
     """Text, token ids, or a list of either; read by `parse_completion`."""
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
 
 
 class CompletionFormat:

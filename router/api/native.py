@@ -15,15 +15,18 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from protocol.sampling import FinishReason, SamplingParams
-from router.api.fields import ApiModel, decode_object, invalid, read_object, shown
+from router.api.fields import ApiModel, Whole, decode_object, invalid, read_object, shown
+from router.api.growing import GrowingList, GrowingText
 from router.api.openai import make_work
 from router.api.prompts import ModelText, read_prompts
 from router.api.response import DONE, encode, event
 from router.api.sampling import SamplingFields
 from router.work import Delta, SequenceOutput, Work
+from text.tokenizer import Tokenizer
 
 _DEFAULT_TOKENS = 128
 """What SGLang generates when max_new_tokens is not given."""
+_MAX_RID_CHARACTERS = 128
 
 
 class NativeSampling(SamplingFields):
@@ -41,9 +44,9 @@ class NativeSampling(SamplingFields):
         "stream_interval": (1,),
     }
 
-    max_new_tokens: int | None = Field(None, ge=1)
-    min_new_tokens: int = Field(0, ge=0)
-    sampling_seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    max_new_tokens: Whole | None = Field(None, ge=1)
+    min_new_tokens: Whole = Field(0, ge=0)
+    sampling_seed: Whole | None = Field(None, ge=-(2**63), lt=2**63)
 
 
 class GenerateRequest(ApiModel):
@@ -67,10 +70,10 @@ class GenerateRequest(ApiModel):
     input_ids: Any = None
     sampling_params: Any = Field(default_factory=dict)
     stream: bool = False
-    rid: str | None = Field(None, min_length=1, max_length=128)
-    """The client's own id for the request, given back in meta_info."""
+    rid: Any = None
+    """The client's own id for the request, or a list with one for each prompt, given back in meta_info."""
     return_logprob: bool = False
-    top_logprobs_num: int = Field(0, ge=0, le=20)
+    top_logprobs_num: Whole = Field(0, ge=0, le=20)
     return_text_in_logprobs: bool = False
 
 
@@ -78,13 +81,19 @@ class NativeFormat:
     """Writes SGLang's outputs."""
 
     def __init__(
-        self, work: Work, outputs: Sequence[SequenceOutput], request: GenerateRequest, *, model: ModelText, many: bool
+        self,
+        outputs: Sequence[SequenceOutput],
+        ids: Sequence[str],
+        request: GenerateRequest,
+        *,
+        model: ModelText,
+        many: bool,
     ) -> None:
+        """`ids` are what each output is called."""
         self._outputs = outputs
-        self._tokenizer = model.tokenizer
-        self._request = request
+        self._written = [_Written(output, request, model.tokenizer) for output in outputs]
+        self._ids = ids
         self._many = many
-        self._id = request.rid or work.response_id
         self._began = time.monotonic()
 
     def opening(self) -> bytes:
@@ -106,24 +115,54 @@ class NativeFormat:
     def _output(self, index: int) -> dict[str, Any]:
         output = self._outputs[index]
         meta: dict[str, Any] = {
-            "id": f"{self._id}_{index}" if self._many else self._id,
+            "id": self._ids[index],
             "finish_reason": _finish(output),
             "prompt_tokens": len(output.job.prompt),
             "completion_tokens": len(output.tokens),
             "cached_tokens": min(output.cached_tokens, len(output.job.prompt)),
             "e2e_latency": time.monotonic() - self._began,
         }
-        if self._request.return_logprob:
-            meta["output_token_logprobs"] = [self._logprob(each.logprob, each.token) for each in output.events]
-            if self._request.top_logprobs_num:
-                meta["output_top_logprobs"] = [
-                    [self._logprob(top.logprob, top.token) for top in each.top or ()] for each in output.events
+        written = self._written[index]
+        written.catch_up()
+        if written.logprobs is not None:
+            meta["output_token_logprobs"] = written.logprobs.json
+        if written.tops is not None:
+            meta["output_top_logprobs"] = written.tops.json
+        return {"text": written.text.json, "output_ids": written.ids.json, "meta_info": meta}
+
+
+class _Written:
+    """The parts of one output that every event of a stream repeats, each encoded only as it comes."""
+
+    def __init__(self, output: SequenceOutput, request: GenerateRequest, tokenizer: Tokenizer) -> None:
+        self.text, self.ids = GrowingText(), GrowingList()
+        self.logprobs = GrowingList() if request.return_logprob else None
+        self.tops = GrowingList() if request.return_logprob and request.top_logprobs_num else None
+        self._output = output
+        self._tokenizer = tokenizer
+        self._with_text = request.return_text_in_logprobs
+        self._texts = 0
+
+    def catch_up(self) -> None:
+        """Take what the output has got since last time."""
+        output = self._output
+        self.text.extend("".join(output.texts[self._texts :]))
+        self._texts = len(output.texts)
+        self.ids.extend(output.tokens[len(self.ids) :])
+        if self.logprobs is not None:
+            self.logprobs.extend(
+                [self._logprob(each.logprob, each.token) for each in output.events[len(self.logprobs) :]]
+            )
+        if self.tops is not None:
+            self.tops.extend(
+                [
+                    [self._logprob(top.logprob, top.token) for top in each.top or ()]
+                    for each in output.events[len(self.tops) :]
                 ]
-        return {"text": output.text, "output_ids": output.tokens, "meta_info": meta}
+            )
 
     def _logprob(self, logprob: float | None, token: int) -> tuple[float | None, int, str | None]:
-        text = self._tokenizer.token_text(token) if self._request.return_text_in_logprobs else None
-        return (logprob, token, text)
+        return (logprob, token, self._tokenizer.token_text(token) if self._with_text else None)
 
 
 async def parse_generate(body: bytes, model: ModelText) -> tuple[Work, list[SequenceOutput], NativeFormat]:
@@ -158,7 +197,20 @@ async def parse_generate(body: bytes, model: ModelText) -> tuple[Work, list[Sequ
     )
     outputs = [SequenceOutput(job, model.tokenizer) for job in work.jobs]
     many = n > 1 or (isinstance(given, list) and isinstance(given[0], str | list))
-    return work, outputs, NativeFormat(work, outputs, request, model=model, many=many)
+    ids = _ids(response_id if request.rid is None else request.rid, prompts=len(prompts), choices=n, many=many)
+    return work, outputs, NativeFormat(outputs, ids, request, model=model, many=many)
+
+
+def _ids(rid: Any, *, prompts: int, choices: int, many: bool) -> list[str]:
+    """What each output is called: by its prompt's own id, if there is one, else by the request's and a number."""
+    each = rid if isinstance(rid, list) else [rid]
+    if not all(isinstance(name, str) and 1 <= len(name) <= _MAX_RID_CHARACTERS for name in each):
+        raise invalid("rid", f"{shown(rid)} holds no ids; give texts of 1 to {_MAX_RID_CHARACTERS} characters")
+    if not isinstance(rid, list):
+        return [f"{rid}_{index}" for index in range(prompts * choices)] if many else each
+    if len(rid) != prompts:
+        raise invalid("rid", f"{len(rid)} ids for {prompts} prompts; give one for each")
+    return [f"{name}_{choice}" for name in rid for choice in range(choices)] if choices > 1 else rid
 
 
 def _split(body: bytes) -> tuple[GenerateRequest, Mapping[str, Any]]:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from protocol.rooms import Job
 from protocol.sampling import SamplingParams
-from router.api.fields import ApiModel, invalid
+from router.api.fields import ApiModel, Whole, invalid
 from router.api.prompts import ModelText
 from router.api.response import DONE, encode, event, usage
 from router.api.sampling import SamplingFields
@@ -19,18 +19,23 @@ from router.work import SequenceOutput, Work
 
 class StreamOptions(ApiModel):
     include_usage: bool = False
+    include_obfuscation: bool = False
+    """Padding against guessing tokens by the length of events: accepted, but there is none."""
 
 
 class OpenAIFields(SamplingFields):
     """Fields of both endpoints. Those that only describe the request to its owner change nothing here."""
 
     model: str | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    min_tokens: int = Field(0, ge=0)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    max_tokens: Whole | None = Field(None, ge=1)
+    min_tokens: Whole = Field(0, ge=0)
+    seed: Whole | None = Field(None, ge=-(2**63), lt=2**63)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
     metadata: dict[str, str] | None = None
 
     def make_work(

@@ -8,11 +8,12 @@ import pydantic
 from pydantic import BeforeValidator, Field
 
 from protocol.sampling import SamplingParams
-from router.api.fields import ApiModel, invalid
+from router.api.fields import ApiModel, Whole, invalid, shown
 
 _MAX_STOPS = 32
 _MAX_STOP_CHARACTERS = 1024
 _MAX_BIASED = 1024
+_MAX_TOKEN_DIGITS = 10
 _SEED_MASK = 2**63 - 1
 
 
@@ -32,26 +33,26 @@ class SamplingFields(ApiModel):
 
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=-1, le=2**31)
-    """0 and -1 keep every token."""
+    top_k: Whole = Field(0, ge=-1, le=2**31)
+    """0 and -1 keep every token, as does all there are or more."""
     min_p: float = Field(0.0, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0, le=2)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=2)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: dict[str, float] = Field(default_factory=dict, max_length=_MAX_BIASED)
     """Token id (as JSON has no integer keys, in a string) to a bias in [-100, 100]."""
     stop: StopStrings = Field(default_factory=list)
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, max_length=_MAX_BIASED)
+    stop_token_ids: list[Annotated[Whole, Field(ge=0)]] = Field(default_factory=list, max_length=_MAX_BIASED)
     ignore_eos: bool = False
     skip_special_tokens: bool = True
-    n: int = Field(1, ge=1)
+    n: Whole = Field(1, ge=1)
 
     @pydantic.field_validator("logit_bias")
     @classmethod
     def _biases_are_bounded(cls, value: dict[str, float]) -> dict[str, float]:
         for token, bias in value.items():
-            if not token.isdecimal():
-                raise ValueError(f"{token!r} is not a token id; use whole numbers in strings as keys")
+            if not (token.isascii() and token.isdecimal() and len(token) <= _MAX_TOKEN_DIGITS):
+                raise ValueError(f"{shown(token)} is not a token id; use whole numbers in strings as keys")
             if not -100 <= bias <= 100:
                 raise ValueError(f"the bias {bias} of token {token} is not between -100 and 100")
         return value
@@ -70,7 +71,7 @@ class SamplingFields(ApiModel):
         return SamplingParams(
             seed=seed & _SEED_MASK,
             temperature=self.temperature,
-            top_k=max(0, self.top_k),
+            top_k=self.top_k if 0 < self.top_k < vocab_size else 0,
             top_p=self.top_p,
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,

@@ -45,10 +45,12 @@ FIELDS = [
     ({"top_k": -5}, "top_k", "-5"),
     ({"top_k": 1.5}, "top_k", "1.5"),
     ({"min_p": -0.1}, "min_p", "-0.1"),
-    ({"repetition_penalty": 0}, "repetition_penalty", "greater than 0"),
+    ({"repetition_penalty": 1e-9}, "repetition_penalty", "greater than or equal to 0.01"),
     ({"presence_penalty": 3}, "presence_penalty", "3"),
     ({"frequency_penalty": -3}, "frequency_penalty", "-3"),
     ({"logit_bias": {"x": 1}}, "logit_bias", "not a token id"),
+    ({"logit_bias": {"1" * 5000: 1}}, "logit_bias", "not a token id"),
+    ({"logit_bias": {"\u0665": 1}}, "logit_bias", "not a token id"),
     ({"logit_bias": {"5": 1000}}, "logit_bias", "1000"),
     ({"logit_bias": {"99999": 1}}, "logit_bias", "99999"),
     ({"stop": ""}, "stop[0]", "at least 1 character"),
@@ -123,7 +125,9 @@ NATIVE_FIELDS = [
     ({"sampling_params": [{}, {}]}, "sampling_params", "2 objects for 1 prompts"),
     ({"sampling_params": 5}, "sampling_params", "5"),
     ({"logprob_start_len": 0}, "logprob_start_len", "not supported"),
-    ({"rid": ""}, "rid", "at least 1"),
+    ({"rid": ""}, "rid", "1 to 128"),
+    ({"rid": 5}, "rid", "1 to 128"),
+    ({"rid": ["a", "b"]}, "rid", "2 ids for 1 prompts"),
 ]
 
 
@@ -238,6 +242,9 @@ async def test_fields_that_ask_for_nothing_are_accepted(router: RouterHarness) -
         "stream_options": None,
         "chat_template_kwargs": {"enable_thinking": False},
         "service_tier": "auto",
+        "safety_identifier": "someone",
+        "prompt_cache_key": "something",
+        "prompt_cache_retention": "24h",
     }
     call = await router.post(CHAT, body).done()
     assert call.status == 200, call.body
@@ -245,6 +252,26 @@ async def test_fields_that_ask_for_nothing_are_accepted(router: RouterHarness) -
     sampling = replica.opens[-1].job.sampling
     assert sampling.logit_bias == {5: -100, 6: 3.5}
     assert 0 <= sampling.seed < 2**63
+
+
+async def test_completions_ignore_what_chat_ignores(router: RouterHarness) -> None:
+    options = {"include_usage": False, "include_obfuscation": True}
+    call = await router.complete(store=False, service_tier="default", user="a", stream_options=options).done()
+    assert call.status == 200, call.body
+
+
+@pytest.mark.parametrize("top_k", [-1, 0, 2**31, 2.0**31])
+async def test_a_top_k_beyond_the_vocabulary_is_none(router: RouterHarness, top_k: float) -> None:
+    assert (await router.complete(top_k=top_k).done()).status == 200
+    assert next(iter(router.members)).opens[-1].job.sampling.top_k == 0
+
+
+async def test_whole_numbers_may_be_written_as_floats(router: RouterHarness) -> None:
+    fields = {"max_tokens": 16.0, "min_tokens": 2.0, "top_k": 5.0, "seed": -7.0, "n": 1.0, "stop_token_ids": [5.0]}
+    assert (await router.complete(**fields, logprobs=2.0).done()).status == 200
+    sampling = next(iter(router.members)).opens[-1].job.sampling
+    assert (sampling.max_tokens, sampling.min_tokens, sampling.top_k, sampling.logprobs) == (16, 2, 5, 2)
+    assert sampling.stop_token_ids == (5,)
 
 
 @pytest.mark.parametrize(

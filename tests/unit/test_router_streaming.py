@@ -263,6 +263,37 @@ async def test_generate_batch(router: RouterHarness) -> None:
     assert {event["index"] for event in events[:-1]} == {0, 1}
 
 
+@pytest.mark.parametrize(
+    ("n", "rid", "ids"),
+    [(1, "mine", ["mine_0", "mine_1"]), (1, ["a", "b"], ["a", "b"]), (2, ["a", "b"], ["a_0", "a_1", "b_0", "b_1"])],
+)
+async def test_generate_names_each_output(router: RouterHarness, n: int, rid: str | list[str], ids: list[str]) -> None:
+    await router.pair(automatic=True)
+    body = {"text": ["a fox", "the dog"], "sampling_params": {"max_new_tokens": 1.0, "n": n}, "rid": rid}
+    answers = (await router.post("/generate", body).done()).json
+    assert [answer["meta_info"]["id"] for answer in answers] == ids
+
+
+async def test_the_last_event_of_a_generate_stream_is_the_whole(router: RouterHarness) -> None:
+    replica = await router.add("both", ReplicaRole.AGGREGATED)
+    body = {"text": "a fox", "max_new_tokens": len(TEXT_IDS), "return_logprob": True, "return_text_in_logprobs": True}
+    call = router.post("/generate", {**body, "stream": True})
+    room = (await replica.opened(OpenGenerate)).room
+    for position, token in enumerate(TEXT_IDS):
+        finish = FinishReason.LENGTH if position == len(TEXT_IDS) - 1 else None
+        replica.send(room, position, token, finish=finish, logprob=-0.5)
+        await call.shows(f'"completion_tokens":{position + 1},')
+    await call.done()
+    replica.automatic = True
+    whole = (await router.post("/generate", body).done()).json
+    assert whole["text"] == TEXT
+    assert whole["output_ids"] == TEXT_IDS
+    last = call.events[-2]
+    for answer in (whole, last):
+        del answer["meta_info"]["id"], answer["meta_info"]["e2e_latency"], answer["meta_info"]["cached_tokens"]
+    assert last == whole
+
+
 async def test_affinity_keeps_a_prefix_where_it_is(router: RouterHarness) -> None:
     for _ in range(2):
         await router.pair(automatic=True)
