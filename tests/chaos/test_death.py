@@ -20,7 +20,8 @@ pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 
 SETTINGS = {"model": {"path": "embedded", "dtype": "float32"}}
 STREAMS = 10
-MAX_TOKENS = 40
+MAX_TOKENS = 240
+"""Enough for the moment to strike to come, however many tokens one event of a busy router carries."""
 
 
 def prompts(seed: str, length: int) -> list[list[int]]:
