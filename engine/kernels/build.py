@@ -59,11 +59,13 @@ def build_library(unit: str = "kernels", *, environment: Mapping[str, str] = os.
 
 def loaded_openmp_runtime() -> Path:
     """The OpenMP library that torch brought into this process. Raises `KernelBuildError` when there is none."""
+    site = Path(torch.__file__).parents[1]
     with contextlib.suppress(OSError), open("/proc/self/maps", encoding="utf-8") as maps:
-        for path in _paths(maps):
-            if _OPENMP_LIBRARY.search(path):
-                return Path(path)
-    bundled = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))
+        loaded = {Path(path) for path in _paths(maps) if _OPENMP_LIBRARY.search(path)}
+        if loaded:
+            # Other packages may have brought runtimes of their own; torch's lies in its wheel or is the system's.
+            return min(loaded, key=lambda path: (site / "torch" not in path.parents, site in path.parents, path))
+    bundled = sorted(site.glob("torch/lib/libgomp*"))
     if bundled:
         return bundled[0]
     raise KernelBuildError("torch has loaded no OpenMP runtime in this process, so kernels cannot share its threads")

@@ -1,6 +1,6 @@
 """What the native decoder asks of a device: two fused elementwise kernels, and an attention backend.
 
-Implementations: `native.py` (C++), `jit.py` (numba), `plain.py` (torch operations, on any device).
+Implementations: `native.py` (C++), `jit.py` (numba), `plain.py` (torch operations), `flashinfer.py` (NVIDIA GPUs).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ class Kernels(Protocol):
     """All tensors dense, row-major, of one floating point type and on one device. Nothing is allocated."""
 
     name: str
+    device: torch.device
 
     def add_rms_norm(
         self, x: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, eps: float

@@ -13,6 +13,7 @@ class JitKernels:
     """`Kernels` on the CPU without a compiler; numba is imported when attention is first asked for."""
 
     name = "numba"
+    device = torch.device("cpu")
 
     def __init__(self, *, num_threads: int) -> None:
         self._threads = num_threads

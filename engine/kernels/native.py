@@ -16,6 +16,7 @@ class NativeKernels:
     """`Kernels` in C++. Raises `KernelBuildError` where they cannot be compiled."""
 
     name = "native"
+    device = torch.device("cpu")
 
     def __init__(self, *, num_threads: int, library: Path | None = None) -> None:
         self.library = Library(library or build_library())

@@ -13,6 +13,7 @@ class PlainKernels:
     """`Kernels` on any device."""
 
     name = "plain"
+    device = torch.device("cpu")
 
     def add_rms_norm(
         self, x: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, eps: float

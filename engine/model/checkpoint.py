@@ -20,15 +20,18 @@ class LinearWeight:
 
 
 class CheckpointReader:
-    """Each tensor is read once, so a mapping that loads on access keeps one at a time.
+    """Each tensor is read once and put on `device`, so a mapping that loads on access keeps one at a time.
 
     Every method raises `ConfigError` for a tensor that is missing or of another shape than the config says.
     """
 
-    def __init__(self, config: ModelConfig, decoder: DecoderConfig, weights: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, config: ModelConfig, decoder: DecoderConfig, weights: Mapping[str, torch.Tensor], device: torch.device
+    ) -> None:
         self._config = config
         self._decoder = decoder
         self._weights = weights
+        self._device = device
 
     @property
     def hidden_size(self) -> int:
@@ -43,7 +46,7 @@ class CheckpointReader:
         found = self._weights[name]
         if tuple(found.shape) != shape:
             raise ConfigError(f"tensor {name} has shape {tuple(found.shape)}, but config.json asks for {shape}")
-        return found.detach().to(self._config.dtype).contiguous()
+        return found.detach().to(device=self._device, dtype=self._config.dtype).contiguous()
 
     def merged(self, names: Sequence[str], heights: Sequence[int], inputs: int, *, bias: bool = False) -> LinearWeight:
         """One layer whose outputs are those of `names`, one after another."""

@@ -47,13 +47,13 @@ class LayeredDecoder:
         self._layers = [_read_layer(index, decoder, reader, kernels) for index in range(config.num_layers)]
         self._norm = reader.final_norm()
         self._head = make_linear(reader.head(self._embedding))
-        self._scratch = _Scratch(config)
+        self._scratch = _Scratch(config, kernels.device)
 
     def forward(self, batch: Batch, pool: KVPool) -> torch.Tensor:
         """Logits float32 `[rows, vocab]`; see `NativeDecoder.forward`."""
         kernels, attention, eps = self._kernels, self._attention, self._eps
         attention.plan(batch, pool)
-        residual = F.embedding(batch.token_ids, self._embedding)
+        residual = F.embedding(batch.token_ids.to(self._kernels.device), self._embedding)
         normed, attended = self._scratch.rows(batch.num_tokens)
         update: torch.Tensor | None = None
         last = len(self._layers) - 1
@@ -62,7 +62,8 @@ class LayeredDecoder:
             attention.run(index, layer.qkv(normed), attended, q_norm=layer.q_norm, k_norm=layer.k_norm)
             if index == last and batch.logit_rows.shape[0] < batch.num_tokens:
                 # Past the last attention only the rows whose logits are wanted matter.
-                residual, attended = residual[batch.logit_rows], attended[batch.logit_rows]
+                rows = batch.logit_rows.to(self._kernels.device)
+                residual, attended = residual[rows], attended[rows]
                 normed = normed[: residual.shape[0]]
                 if residual.shape[0] == 0:
                     return residual.new_empty((0, self._vocab_size), dtype=torch.float32)
@@ -95,9 +96,10 @@ def _read_layer(index: int, decoder: DecoderConfig, reader: CheckpointReader, ke
 class _Scratch:
     """Two activations that live through a whole step, kept between steps and grown when a batch needs more rows."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, device: torch.device) -> None:
         self._widths = (config.hidden_size, config.num_heads * config.head_dim)
         self._dtype = config.dtype
+        self._device = device
         self._buffers = self._allocate(0)
 
     def rows(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,5 +110,7 @@ class _Scratch:
         return normed[:count], attended[:count]
 
     def _allocate(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        normed, attended = (torch.empty((count, width), dtype=self._dtype) for width in self._widths)
+        normed, attended = (
+            torch.empty((count, width), dtype=self._dtype, device=self._device) for width in self._widths
+        )
         return normed, attended

@@ -15,7 +15,7 @@ from engine.attention.backend import AttentionShape
 from engine.batch import Batch
 from engine.kernels.interface import Kernels
 from engine.kernels.native import NativeKernels
-from engine.kernels.select import open_cpu_kernels
+from engine.kernels.select import open_kernels
 from engine.kv_spec import KVPool
 from engine.model.checkpoint import CheckpointReader
 from engine.model.config import DecoderConfig, ModelConfig
@@ -25,10 +25,10 @@ from engine.model.layered import LayeredDecoder
 
 
 class NativeDecoder:
-    """Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE on the CPU.
+    """Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE.
 
     `weights` maps Hugging Face's names to tensors of any floating point type; each is read once, so a mapping that
-    loads on access keeps one weight at a time. `kernels` overrides the choice made for this machine. Raises
+    loads on access keeps one weight at a time. `kernels` overrides the choice made for `device`. Raises
     `UnsupportedModelError` for a config the decoder does not honour, `ConfigError` for weights that are missing or of
     another shape than the config says.
     """
@@ -39,13 +39,15 @@ class NativeDecoder:
         weights: Mapping[str, torch.Tensor],
         *,
         num_threads: int,
+        device: str = "cpu",
         kernels: Kernels | None = None,
     ) -> None:
         if config.decoder is None:
             raise UnsupportedModelError(config.native_refusal)
         self.config = config
-        chosen = kernels or open_cpu_kernels(num_threads=num_threads)
-        self._body = _make_body(config, config.decoder, CheckpointReader(config, config.decoder, weights), chosen)
+        chosen = kernels or open_kernels(device, num_threads=num_threads)
+        reader = CheckpointReader(config, config.decoder, weights, chosen.device)
+        self._body = _make_body(config, config.decoder, reader, chosen)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, pool: KVPool) -> torch.Tensor:
@@ -65,7 +67,7 @@ def _make_body(
         head_dim=config.head_dim,
         dtype=config.dtype,
         scale=config.head_dim**-0.5,
-        rope=decoder.rope.table(config.max_position_embeddings),
+        rope=decoder.rope.table(config.max_position_embeddings).to(kernels.device),
         norm_eps=decoder.rms_norm_eps,
     )
     if isinstance(kernels, NativeKernels) and can_fuse(config, decoder):
