@@ -82,7 +82,15 @@ async def worker_cluster(
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://router", timeout=300) as client,
         ):
+            await _until_whole(client)
             yield WorkerCluster(workers=workers, client=client)
     finally:
         for worker in workers:
             await worker.stop()
+
+
+async def _until_whole(client: httpx.AsyncClient) -> None:
+    """Wait until the router has a link to a replica of every pool."""
+    async with asyncio.timeout(30):
+        while (await client.get("/health")).json().get("status") != "ok":
+            pass  # each question is a pass of the event loop
