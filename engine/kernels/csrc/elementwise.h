@@ -59,7 +59,7 @@ void silu_mul(const T* gate_up, T* out, int64_t rows, int64_t width, int threads
         int64_t i = 0;
         for (; i + kLanes <= width; i += kLanes) {
             const Vec g = load(gate + i);
-            store(to + i, g / (1.0f + exponential(-g)) * load(up + i));
+            store(to + i, silu<sizeof(T) == 2>(g) * load(up + i));
         }
         for (; i < width; ++i) {
             const float g = to_float(gate[i]);

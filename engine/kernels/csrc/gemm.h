@@ -15,8 +15,20 @@ namespace pd {
 
 constexpr int kPanel = 2 * kLanes;
 constexpr int kPanelRows = 12;        // 12 rows x 2 vectors of sums leave room for operands in 32 registers
-constexpr int64_t kBlockOfRows = 192;  // rows whose inputs should stay in the second-level cache over all panels
-constexpr int kPrefetchBytes = 4096;   // how far ahead of few rows weights are asked of memory
+constexpr int64_t kBlockBytes = 640 << 10;  // of x that should stay in the second-level cache over all panels
+
+// Weights are asked of memory this far ahead, by more than kStreamRows rows: fewer read them as fast as memory gives, and
+// the processor's own prefetching does that better.
+constexpr int kPrefetchBytes = 8192;
+constexpr int kStreamRows = 4;
+
+template <int R>
+[[gnu::always_inline]] inline void prefetch_weights(const void* panel) {
+    if constexpr (R > kStreamRows) {
+        __builtin_prefetch(static_cast<const char*>(panel) + kPrefetchBytes, 0, 2);
+        __builtin_prefetch(static_cast<const char*>(panel) + kPrefetchBytes + 64, 0, 2);
+    }
+}
 
 template <int R>
 [[gnu::always_inline]] inline void copy_sums(const Vec (&from)[R][2], Vec (&to)[R][2]) {
@@ -42,10 +54,7 @@ struct FloatProduct {
         copy_sums(out, sum);
         for (int64_t k = 0; k < steps; ++k, panel += kPanel) {
             const Vec w0 = load(panel), w1 = load(panel + kLanes);
-            if constexpr (R <= 4) {
-                __builtin_prefetch(reinterpret_cast<const char*>(panel) + kPrefetchBytes);
-                __builtin_prefetch(reinterpret_cast<const char*>(panel + kLanes) + kPrefetchBytes);
-            }
+            prefetch_weights<R>(panel);
             for (int r = 0; r < R; ++r) {
                 const Vec value = splat(x[r * stride + k]);
                 sum[r][0] += value * w0;
@@ -90,10 +99,7 @@ struct PairProduct {
             VecBits w0, w1;
             std::memcpy(&w0, panel, sizeof w0);
             std::memcpy(&w1, panel + kLanes, sizeof w1);
-            if constexpr (R <= 4) {
-                __builtin_prefetch(reinterpret_cast<const char*>(panel) + kPrefetchBytes);
-                __builtin_prefetch(reinterpret_cast<const char*>(panel + kLanes) + kPrefetchBytes);
-            }
+            prefetch_weights<R>(panel);
             for (int r = 0; r < R; ++r) {
                 uint32_t value;
                 std::memcpy(&value, x + r * stride + 2 * k, sizeof value);
@@ -194,9 +200,10 @@ void multiply_any_rows(int rows, const T* x, const Weight<T>& weight, int64_t pa
 // x [rows, inputs]. Called by all threads of a team; ends with a barrier.
 template <typename T, typename Epilogue>
 void multiply(Team& team, const T* x, int64_t rows, const Weight<T>& weight, const Epilogue& epilogue) {
-    const int64_t panels = weight.panels(), blocks = (rows + kBlockOfRows - 1) / kBlockOfRows;
+    const int64_t panels = weight.panels(), row_bytes = weight.inputs * static_cast<int64_t>(sizeof(T));
+    const int64_t most = std::max<int64_t>(kPanelRows, kBlockBytes / row_bytes), blocks = (rows + most - 1) / most;
     team.share(blocks * panels, [&](int64_t unit) {
-        const int64_t begin = unit / panels * kBlockOfRows, end = std::min(rows, begin + kBlockOfRows);
+        const int64_t block = unit / panels, begin = rows * block / blocks, end = rows * (block + 1) / blocks;
         const int64_t groups = (end - begin + kPanelRows - 1) / kPanelRows;
         for (int64_t group = 0; group < groups; ++group) {  // of nearly equal size, so that none is left with one row
             const int64_t from = begin + (end - begin) * group / groups;
@@ -252,7 +259,7 @@ struct SiluMul {
     int64_t width;
 
     void operator()(int64_t row, int64_t panel, Vec gate, Vec up) const {
-        const Vec value = gate / (1.0f + exponential(-gate)) * up;
+        const Vec value = silu<sizeof(Out) == 2>(gate) * up;
         Out* const to = out + row * width + panel * kLanes;
         if ((panel + 1) * kLanes <= width) return store(to, value);
         Out buffer[kLanes];

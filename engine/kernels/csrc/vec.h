@@ -189,4 +189,17 @@ inline Vec exponential(Vec x) {
     return exp2<6>(x * kLog2E);
 }
 
+// x / (1 + e^-x); with Brief to about 14 bits, where the result is rounded to 8 or 11 anyway.
+template <bool Brief>
+inline Vec silu(Vec x) {
+#if defined(__AVX512F__)
+    if constexpr (Brief) {
+        const Vec floor = splat(-87.0f);
+        const Vec power = exp2<4>((x > floor ? x : floor) * -kLog2E);
+        return x * reinterpret_cast<Vec>(_mm512_rcp14_ps(reinterpret_cast<__m512>(1.0f + power)));
+    }
+#endif
+    return x / (1.0f + exponential(-x));
+}
+
 }  // namespace pd
