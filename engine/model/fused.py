@@ -18,6 +18,7 @@ from engine.batch import Batch
 from engine.kernels import library as abi
 from engine.kernels.native import NativeKernels
 from engine.kv_spec import KVPool
+from engine.model.arena import Arena
 from engine.model.checkpoint import CheckpointReader, LinearWeight
 from engine.model.config import DecoderConfig, ModelConfig
 
@@ -44,6 +45,7 @@ class FusedDecoder:
         self._config = config
         self._library = kernels.library
         self._attention = NativeAttention(shape, kernels.library, num_threads=kernels.num_threads)
+        self._arena = Arena()
         self._alive: list[torch.Tensor] = []
         """Every tensor whose address the structs below hold."""
         self._layers = (abi.DecoderLayer * config.num_layers)(
@@ -111,7 +113,7 @@ class FusedDecoder:
         code = abi.dtype_code(self._config.dtype)
         elements = self._library.packed_elements(code, outputs, inputs, two_halves)
         assert elements, "can_fuse has checked that there is a product for this weight"
-        packed = torch.empty(elements, dtype=self._config.dtype)
+        packed = self._arena.empty(elements, self._config.dtype)
         self._library.pack_linear(code, linear.weight.data_ptr(), outputs, inputs, two_halves, packed.data_ptr())
         bias = None if linear.bias is None else self._keep(linear.bias)
         return abi.PackedLinear(packed=self._keep(packed), bias=bias, outputs=outputs, inputs=inputs)
