@@ -1,7 +1,8 @@
 """Memory for packed weights, in large slabs of huge pages where the system grants them.
 
 A step of few tokens reads every weight once and does little else; with pages of 2 MiB the processor spends less of that
-time on address translation: a quarter less for the whole step, measured. Slabs live as long as any tensor cut from them.
+time on address translation: a quarter less for the whole step, measured. A slab lives
+as long as any tensor cut from it.
 """
 
 from __future__ import annotations
