@@ -5,6 +5,9 @@ schedule that decides the order of everything: messages on different links, copi
 messages, wrong bytes, clients that leave, time that passes, replicas that die and come back. The invariants are in
 `tests/unit/rooms/` (`Replica.check`, `World.check_settled`, `World.run_out`). The last tests break one law each and
 show that these schedules find it.
+
+What runs here takes half a minute. Two deviations in every scenario (150,116 schedules, 438,000 states) take a quarter
+of an hour and were run by hand when the tables were last changed; nothing broke.
 """
 
 from __future__ import annotations
