@@ -275,7 +275,7 @@ class EngineThread:
         """Decode peers speak to our prefill half, prefill peers to our decode half, a router to the one it opened."""
         if link_id in self._decode_peers:
             return True
-        return link_id in self._routers and room in self._prefill.rooms
+        return link_id in self._routers and self._prefill.knows(room)
 
     def _flush(self) -> None:
         now = time.monotonic()
