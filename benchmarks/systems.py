@@ -104,8 +104,8 @@ async def _wait_ready(system: System, *, deadline: float, process: subprocess.Po
                 raise RuntimeError(f"{system.name} exited with status {process.returncode} before it was ready")
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                 async with session.get(f"{system.url.rstrip('/')}/health") as response:
-                    if response.status == 200:
-                        return
+                    if response.status == 200 and b"degraded" not in await response.read():
+                        return  # degraded is our router before it has seen both pools
             await asyncio.sleep(_POLL_S)
     raise RuntimeError(f"{system.name} at {system.url} was not ready in time")
 

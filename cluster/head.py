@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import json
 import os
 import secrets
 import signal
@@ -161,13 +162,17 @@ def _check_port_free(host: str, port: int) -> None:
 
 
 def _wait_until_healthy(url: str) -> None:
+    """Until the router has a replica of every pool: before that, one pool would take requests whole."""
     deadline = time.monotonic() + _READY_TIMEOUT_S
     last = "no answer"
     here = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # http_proxy is for other machines
     while time.monotonic() < deadline:
         try:
-            with here.open(f"{url}/health", timeout=5):
+            with here.open(f"{url}/health", timeout=5) as response:
+                status = json.load(response)["status"]
+            if status == "ok":
                 return
+            last = f"it is {status}"
         except (urllib.error.URLError, OSError) as error:
             last = str(error)
         time.sleep(0.1)
