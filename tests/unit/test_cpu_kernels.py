@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -165,6 +166,31 @@ def test_a_chunk_without_wanted_logits_only_writes_pages(kernels: NativeKernels 
     last = decoder.forward(make_batch({0: (17, 30)}), chunked)
     torch.testing.assert_close(last, decoder.forward(make_batch({0: (0, 30)}), whole), atol=2e-5, rtol=0)
     torch.testing.assert_close(chunked.data, whole.data, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_token_has_the_same_logits_in_any_company(dtype: torch.dtype) -> None:
+    """To the last bit: alone, among others, in chunks, token by token, on any number of threads."""
+    config = make_config(dtype, max_position_embeddings=1024)
+    weights = make_weights(config)
+    tokens = np.random.default_rng(7).integers(0, 203, 700)
+
+    def last_logits(num_threads: int, cuts: list[int], company: tuple[tuple[int, int], ...] = ()) -> torch.Tensor:
+        decoder = NativeDecoder(config, weights, num_threads=num_threads)
+        spec = KVCacheSpec(num_layers=2, num_kv_heads=2, head_dim=24, page_size=16, dtype=dtype)
+        pool = KVPool(spec=spec, num_pages=100)
+        pages = np.random.default_rng(num_threads).permutation(100).astype(np.int32)
+        for start, end in itertools.pairwise(cuts):
+            pieces = [Piece(tokens, pages, start, end, True)]
+            for index, span in enumerate(company):
+                pieces.append(Piece(tokens[::-1].copy(), pages[44 + 10 * index :], *span, True))
+            logits = decoder.forward(pack_batch(pieces, page_size=16), pool)
+        return logits[0]
+
+    whole = last_logits(1, [0, 700])
+    assert torch.equal(last_logits(3, [0, 700]), whole)
+    assert torch.equal(last_logits(2, [0, 13, 301, 302, 690, *range(691, 701)]), whole)
+    assert torch.equal(last_logits(2, [0, 509, 699, 700], ((0, 33), (70, 71), (100, 117))), whole)
 
 
 def test_a_missing_or_misshapen_tensor_is_named() -> None:

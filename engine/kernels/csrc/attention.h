@@ -11,7 +11,10 @@
 
 namespace pd {
 
-constexpr float kNoScore = -1e30f;  // below any real score, and finite, so that differences stay numbers
+// A hidden key's score, and the best score of a row that has seen no key yet. Both are finite, so that differences stay
+// numbers, and so far apart that a hidden key weighs exactly nothing even where no other key is seen.
+constexpr float kHidden = -1e30f;
+constexpr float kNoBest = -1e20f;
 
 // One thread's buffers, carved out of its share of step.scratch.
 template <typename Tile>
@@ -24,13 +27,14 @@ struct Workspace {
     Packed* values;     // [kTileKeys, dims] in Packed units
     float* out;         // [block rows, dims]
     float* best;        // [block rows]: largest score so far, times log2(e)
+    float* totals;      // [block rows, head_dim + 2]: joined sections, each row as in step.partials
     float* sums;        // [block rows, kLanes]: of exponentials so far, lane by lane
     Stored* padded;     // [2 * kTileKeys + 1, dims]: rows copied here when head_dim needs padding; the last is zero
 
     static int64_t bytes(int head_dim, int block_rows) {
         const int64_t dims = round_up(head_dim, Tile::kDims);
         const int64_t packed = block_rows * Tile::query_width(dims) + 2 * kTileKeys * dims;
-        const int64_t floats = block_rows * (dims + kLanes + 1);
+        const int64_t floats = block_rows * (dims + kLanes + 1 + head_dim + 2);
         const int64_t stored = (2 * kTileKeys + 1) * dims;
         return round_up(packed * sizeof(Packed) + floats * sizeof(float) + stored * sizeof(Stored), 4096);
     }
@@ -42,7 +46,8 @@ struct Workspace {
         out = reinterpret_cast<float*>(queries + block_rows * Tile::query_width(dims));
         sums = out + block_rows * dims;
         best = sums + block_rows * kLanes;
-        padded = reinterpret_cast<Stored*>(best + block_rows);
+        totals = best + block_rows;
+        padded = reinterpret_cast<Stored*>(totals + block_rows * (head_dim + 2));
         // What is copied into the padded rows leaves their last dimensions as they are now.
         const int64_t kept = dims == head_dim ? 2 * kTileKeys * dims : 0;
         std::memset(static_cast<void*>(padded + kept), 0, ((2 * kTileKeys + 1) * dims - kept) * sizeof(Stored));
@@ -62,7 +67,7 @@ void fold_tile(Workspace<Tile>& work, int row, const int32_t* visible, int count
     for (int r = 0; r < R; ++r) {
         if (visible[r] < kTileKeys) {
             const VecInt lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-            for (int j = 0; j < kTileVecs; ++j) s[r][j] = lane + j * kLanes < visible[r] ? s[r][j] : splat(kNoScore);
+            for (int j = 0; j < kTileVecs; ++j) s[r][j] = lane + j * kLanes < visible[r] ? s[r][j] : splat(kHidden);
         }
         const float top = lane_max(maximum(maximum(s[r][0], s[r][1]), maximum(s[r][2], s[r][3]))) * factor;
         fresh[r] = top > work.best[row + r] ? top : work.best[row + r];
@@ -179,6 +184,48 @@ inline float* partial_row(const AttentionStep& step, int partial, int kv_head, i
     return step.partials + ((static_cast<int64_t>(partial) * step.num_kv_heads + kv_head) * rows + row) * (step.head_dim + 2);
 }
 
+// A row of results is [head_dim] sums of weighted values, then the largest score, then the sum of weights.
+inline void clear_row(float* row, int head_dim) {
+    std::memset(row, 0, head_dim * sizeof(float));
+    row[head_dim] = kNoBest;
+    row[head_dim + 1] = 0.0f;
+}
+
+// Joins a section's results to those of the sections before it. One function that is never inlined, so that rounding is
+// the same for all its callers.
+[[gnu::noinline]] inline void join_row(float* total, const float* values, float best, float sum, int head_dim) {
+    const float most = std::max(total[head_dim], best);
+    const float old_weight = std::exp2(total[head_dim] - most), new_weight = std::exp2(best - most);
+    for (int d = 0; d < head_dim; ++d) total[d] = total[d] * old_weight + values[d] * new_weight;
+    total[head_dim] = most;
+    total[head_dim + 1] = total[head_dim + 1] * old_weight + sum * new_weight;
+}
+
+template <typename Tile>
+void start_section(Workspace<Tile>& work, int rows) {
+    std::fill_n(work.best, rows, kNoBest);
+    std::memset(work.out, 0, static_cast<size_t>(rows) * work.dims * sizeof(float));
+    std::memset(work.sums, 0, static_cast<size_t>(rows) * kLanes * sizeof(float));
+}
+
+// Joins the section just attended to with those before it, or puts it where run_merge will find it.
+template <typename Tile>
+void end_section(const AttentionStep& step, const Unit& unit, int section, int rows, Workspace<Tile>& work) {
+    const int head_dim = step.head_dim;
+    for (int row = 0; row < rows; ++row) {
+        const float* const values = work.out + row * work.dims;
+        const float sum = lane_sum(load(work.sums + row * kLanes));
+        if (unit.item->partial < 0) {
+            join_row(work.totals + row * (head_dim + 2), values, work.best[row], sum, head_dim);
+        } else {
+            float* const to = partial_row(step, unit.item->partial + section, unit.kv_head, row);
+            std::memcpy(to, values, head_dim * sizeof(float));
+            to[head_dim] = work.best[row];
+            to[head_dim + 1] = sum;
+        }
+    }
+}
+
 // qkv [tokens, (heads + 2 kv_heads) * head_dim], rotated queries first; kv one layer's pages; out [tokens, heads *
 // head_dim]. `next` is the unit this thread is likely to do after this one, or null.
 template <typename Tile>
@@ -195,15 +242,14 @@ void run_unit(const AttentionStep& step, const Unit& unit, const Unit* next, con
             query = work.padded;
         }
         Tile::pack_query(query, work.queries + row * Tile::query_width(dims), dims);
-        work.best[row] = kNoScore;
+        clear_row(work.totals + row * (head_dim + 2), head_dim);
     }
-    std::memset(work.out, 0, static_cast<size_t>(rows) * dims * sizeof(float));
-    std::memset(work.sums, 0, static_cast<size_t>(rows) * kLanes * sizeof(float));
 
     // The first query token of this item sees this many keys; each later one sees one more.
     const int sees = step.kv_lens[item.sequence] - step.query_start[item.sequence + 1] + item.query_begin + 1;
     Ahead ahead;
     for (int from = item.kv_begin; from < item.kv_end; from += kTileKeys) {
+        if (from % kSectionKeys == 0) start_section(work, rows);
         ahead.clear();
         if (from + kTileKeys < item.kv_end) {
             look_ahead(step, kv, unit, from + kTileKeys, ahead);
@@ -217,41 +263,31 @@ void run_unit(const AttentionStep& step, const Unit& unit, const Unit* next, con
             for (int r = 0; r < here; ++r) visible[r] = std::min(count, sees + (row + r) / group - from);
             if (visible[here - 1] > 0) fold_rows<Tile>(work, here, row, visible, count, step.scale * kLog2E, ahead);
         }
+        if ((from + kTileKeys) % kSectionKeys == 0 || from + kTileKeys >= item.kv_end)
+            end_section(step, unit, (from - item.kv_begin) / kSectionKeys, rows, work);
     }
 
-    for (int row = 0; row < rows; ++row) {
-        const float sum = lane_sum(load(work.sums + row * kLanes));
-        if (item.partial < 0) {
-            auto* const to = out + (static_cast<int64_t>(item.query_begin + row / group) * step.num_heads + first_head +
-                                    row % group) * head_dim;
-            write_row(work.out + row * dims, 1.0f / sum, to, head_dim);
-        } else {
-            float* const to = partial_row(step, item.partial, unit.kv_head, row);
-            std::memcpy(to, work.out + row * dims, head_dim * sizeof(float));
-            to[head_dim] = work.best[row];
-            to[head_dim + 1] = sum;
-        }
+    for (int row = 0; item.partial < 0 && row < rows; ++row) {
+        const float* const total = work.totals + row * (head_dim + 2);
+        auto* const to = out + (static_cast<int64_t>(item.query_begin + row / group) * step.num_heads + first_head +
+                                row % group) * head_dim;
+        write_row(total, 1.0f / total[head_dim + 1], to, head_dim);
     }
 }
 
-// Joins the partial results of one block's rows: weights 2^(best_i - best), as in the online softmax itself.
+// Joins the sections of one block's rows, as run_unit does where it sees them all. `total` has room for one row.
 template <typename T>
-void run_merge(const AttentionStep& step, const Merge& merge, int kv_head, T* out, float* row_buffer) {
+void run_merge(const AttentionStep& step, const Merge& merge, int kv_head, T* out, float* total) {
     const int group = step.num_heads / step.num_kv_heads, head_dim = step.head_dim;
     for (int row = 0; row < merge.query_count * group; ++row) {
-        float best = kNoScore, sum = 0.0f;
-        for (int i = 0; i < merge.num_partials; ++i)
-            best = std::max(best, partial_row(step, merge.first_partial + i, kv_head, row)[head_dim]);
-        std::memset(row_buffer, 0, head_dim * sizeof(float));
+        clear_row(total, head_dim);
         for (int i = 0; i < merge.num_partials; ++i) {
             const float* const from = partial_row(step, merge.first_partial + i, kv_head, row);
-            const float weight = std::exp2(from[head_dim] - best);
-            sum += weight * from[head_dim + 1];
-            for (int d = 0; d < head_dim; ++d) row_buffer[d] += weight * from[d];
+            join_row(total, from, from[head_dim], from[head_dim + 1], head_dim);
         }
         T* const to = out + (static_cast<int64_t>(merge.query_begin + row / group) * step.num_heads + kv_head * group +
                              row % group) * head_dim;
-        write_row(row_buffer, 1.0f / sum, to, head_dim);
+        write_row(total, 1.0f / total[head_dim + 1], to, head_dim);
     }
 }
 

@@ -10,12 +10,12 @@ struct WorkItem {
     int32_t sequence;
     int32_t query_begin;  // index into the batch's tokens
     int32_t query_count;
-    int32_t kv_begin;  // multiple of kTileKeys
+    int32_t kv_begin;  // multiple of kSectionKeys
     int32_t kv_end;
-    int32_t partial;  // where its unfinished sums go, -1 when it sees all keys and writes the output itself
+    int32_t partial;  // where its first section's results go, -1 when it sees all keys and writes the output itself
 };
 
-// Partial results of one block of query tokens that are to be merged.
+// The sections' results of one block of query tokens, to be joined.
 struct Merge {
     int32_t query_begin;
     int32_t query_count;

@@ -52,7 +52,7 @@ void attend_in_team(Team& team, const AttentionStep& step, int64_t layer, typena
     team.barrier();
     if (step.num_merges > 0) {
         team.share(step.num_merges * heads, [&](int64_t unit) {
-            run_merge(step, step.merges[unit / heads], static_cast<int>(unit % heads), out, work.out);
+            run_merge(step, step.merges[unit / heads], static_cast<int>(unit % heads), out, work.totals);
         });
         team.barrier();
     }

@@ -11,8 +11,10 @@ namespace pd {
 
 // Rows (query tokens times heads of a group) that share one pass over the keys.
 constexpr int kBlockRows = 48;
-// Shorter ranges of keys than this are not split further: merging would cost more than it balances.
-constexpr int kMinSplitKeys = 4 * kTileKeys;
+// Keys are attended to in sections of this many, each with a softmax of its own, joined in order. Work is split between
+// sections only, and they are joined by the same arithmetic wherever that happens: so a token's output does not depend, to
+// the last bit, on its batch, on how its prompt was cut into chunks, or on the number of threads.
+constexpr int kSectionKeys = 8 * kTileKeys;
 // Work items of average cost for each thread: enough to even out, few enough to stay cheap.
 constexpr int kItemsPerThread = 4;
 // Packing a key costs about as much as this many rows of it.
@@ -45,19 +47,26 @@ inline int32_t plan(AttentionStep& step) {
     const int64_t share = std::max<int64_t>(1, total * step.num_kv_heads / (step.num_threads * kItemsPerThread));
     int32_t items = 0, merges = 0, partials = 0;
     for (const Block& b : blocks) {
-        const int64_t most = std::max(1, b.keys / kMinSplitKeys);
+        const int64_t sections = (b.keys + kSectionKeys - 1) / kSectionKeys;
         const int64_t wanted = step.num_threads == 1 ? 1 : (b.cost + share - 1) / share;
-        const int32_t splits = static_cast<int32_t>(std::min(most, wanted));
+        const int32_t splits = static_cast<int32_t>(std::min(sections, wanted));
         if (items + splits > step.item_capacity) {
             items += splits;  // only counted from here on
             continue;
         }
-        const int32_t tiles = (b.keys + kTileKeys - 1) / kTileKeys;
-        if (splits > 1) step.merges[merges++] = {b.begin, b.count, partials, splits};
         for (int32_t i = 0; i < splits; ++i) {
-            const int32_t from = tiles * i / splits * kTileKeys;
-            const int32_t to = std::min(b.keys, tiles * (i + 1) / splits * kTileKeys);
-            step.items[items++] = {b.sequence, b.begin, b.count, from, to, splits > 1 ? partials++ : -1};
+            const int32_t first = static_cast<int32_t>(sections * i / splits);
+            const int32_t after = static_cast<int32_t>(sections * (i + 1) / splits);
+            step.items[items++] = {b.sequence,
+                                   b.begin,
+                                   b.count,
+                                   first * kSectionKeys,
+                                   std::min(b.keys, after * kSectionKeys),
+                                   splits > 1 ? partials + first : -1};
+        }
+        if (splits > 1) {
+            step.merges[merges++] = {b.begin, b.count, partials, static_cast<int32_t>(sections)};
+            partials += static_cast<int32_t>(sections);
         }
     }
     if (items > step.item_capacity) return items;
