@@ -120,10 +120,18 @@ int for_each_run(const AttentionStep& step, const Stored* kv, const Unit& unit, 
     return count;
 }
 
-// Notes the tile of `unit` that begins at `from` as wanted soon.
+// Notes the tile after the next of this thread as wanted soon, where the one at hand begins at `from`.
 template <typename Stored>
-void look_ahead(const AttentionStep& step, const Stored* kv, const Unit& unit, int from, Ahead& ahead) {
-    for_each_run(step, kv, unit, from, [&](int, const Stored* keys, const Stored* values, int run) {
+void look_ahead(const AttentionStep& step, const Stored* kv, const Unit& unit, const Unit* next, int from, Ahead& ahead) {
+    const Unit* which = &unit;
+    int wanted = from + 2 * kTileKeys;
+    if (wanted >= unit.item->kv_end) {
+        if (next == nullptr) return;
+        which = next;
+        wanted = next->item->kv_begin + (from + kTileKeys < unit.item->kv_end ? 0 : kTileKeys);
+        if (wanted >= next->item->kv_end) return;
+    }
+    for_each_run(step, kv, *which, wanted, [&](int, const Stored* keys, const Stored* values, int run) {
         ahead.add(keys, static_cast<int64_t>(run) * step.head_dim);
         ahead.add(values, static_cast<int64_t>(run) * step.head_dim);
     });
@@ -230,7 +238,7 @@ void end_section(const AttentionStep& step, const Unit& unit, int section, int r
 // head_dim]. `next` is the unit this thread is likely to do after this one, or null.
 template <typename Tile>
 void run_unit(const AttentionStep& step, const Unit& unit, const Unit* next, const typename Tile::Stored* qkv,
-              const typename Tile::Stored* kv, typename Tile::Stored* out, Workspace<Tile>& work) {
+              const typename Tile::Stored* kv, typename Tile::Stored* out, Workspace<Tile>& work, Ahead& ahead) {
     const WorkItem& item = *unit.item;
     const int group = step.num_heads / step.num_kv_heads, rows = item.query_count * group;
     const int head_dim = step.head_dim, dims = work.dims, first_head = unit.kv_head * group;
@@ -247,15 +255,9 @@ void run_unit(const AttentionStep& step, const Unit& unit, const Unit* next, con
 
     // The first query token of this item sees this many keys; each later one sees one more.
     const int sees = step.kv_lens[item.sequence] - step.query_start[item.sequence + 1] + item.query_begin + 1;
-    Ahead ahead;
     for (int from = item.kv_begin; from < item.kv_end; from += kTileKeys) {
         if (from % kSectionKeys == 0) start_section(work, rows);
-        ahead.clear();
-        if (from + kTileKeys < item.kv_end) {
-            look_ahead(step, kv, unit, from + kTileKeys, ahead);
-        } else if (next != nullptr) {
-            look_ahead(step, kv, *next, next->item->kv_begin, ahead);
-        }
+        look_ahead(step, kv, unit, next, from, ahead);
         const int count = load_tile(step, kv, unit, from, work, ahead);
         for (int row = 0; row < rows; row += kGroupRows) {
             const int here = std::min(kGroupRows, rows - row);

@@ -45,9 +45,10 @@ void attend_in_team(Team& team, const AttentionStep& step, int64_t layer, typena
     Workspace<Tile> work(step.scratch + team.index() * Workspace<Tile>::bytes(step.head_dim, block_rows), step.head_dim,
                          block_rows);
     const int64_t units = step.num_items * heads;
+    Ahead ahead;
     team.share(units, [&](int64_t index) {
         const Unit unit = unit_of(step, index), next = unit_of(step, std::min(index + 1, units - 1));
-        run_unit<Tile>(step, unit, index + 1 < units ? &next : nullptr, qkv, kv, out, work);
+        run_unit<Tile>(step, unit, index + 1 < units ? &next : nullptr, qkv, kv, out, work, ahead);
     });
     team.barrier();
     if (step.num_merges > 0) {

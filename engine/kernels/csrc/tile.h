@@ -16,22 +16,22 @@ constexpr int kTileKeys = 64;
 constexpr int kTileVecs = kTileKeys / kLanes;
 constexpr int kGroupRows = 6;  // 6 rows x 4 vectors of accumulators leave room for operands in 32 registers
 
-// The memory wanted next, asked for a little at a time while a tile is computed: KV pages lie scattered, so the
-// processor's own prefetching finds few of their lines. A little at a time, because only so many requests can be under
-// way; and into the second-level cache, because the first has still fewer of them.
+// The memory wanted next, asked for a little at a time while tiles are computed: KV pages lie scattered, so the processor's
+// own prefetching finds few of their lines. A little at a time, because only so many requests can be under way; and into
+// the second-level cache, because the first has still fewer of them.
 struct Ahead {
     struct Span {
         const char* begin;
         const char* end;
     };
-    Span spans[2 * kTileKeys];
+    static constexpr int kCapacity = 6 * kTileKeys;
+    Span spans[kCapacity];
     int count = 0;
     int now = 0;
 
-    void clear() { count = now = 0; }
-
     template <typename T>
     void add(const T* begin, int64_t elements) {
+        if (now == count || count == kCapacity) now = count = 0;  // a full queue is too far behind to be of use
         spans[count++] = {reinterpret_cast<const char*>(begin), reinterpret_cast<const char*>(begin + elements)};
     }
 
