@@ -11,8 +11,8 @@
 
 namespace pd {
 
-// A hidden key's score, and the best score of a row that has seen no key yet. Both are finite, so that differences stay
-// numbers, and so far apart that a hidden key weighs exactly nothing even where no other key is seen.
+// A hidden key's score, and the best score of a row that has seen no key yet. Both are finite, so that differences
+// stay numbers, and so far apart that a hidden key weighs exactly nothing even where no other key is seen.
 constexpr float kHidden = -1e30f;
 constexpr float kNoBest = -1e20f;
 
@@ -89,7 +89,8 @@ void fold_tile(Workspace<Tile>& work, int row, const int32_t* visible, int count
         Tile::template accumulate<R, 4>(weights, work.values + d, count, dims, keep, out + d, ahead);
     for (; d + 2 * kLanes <= dims; d += 2 * kLanes)
         Tile::template accumulate<R, 2>(weights, work.values + d, count, dims, keep, out + d, ahead);
-    for (; d < dims; d += kLanes) Tile::template accumulate<R, 1>(weights, work.values + d, count, dims, keep, out + d, ahead);
+    for (; d < dims; d += kLanes)
+        Tile::template accumulate<R, 1>(weights, work.values + d, count, dims, keep, out + d, ahead);
 }
 
 // One KV head of a work item.
@@ -102,8 +103,8 @@ inline Unit unit_of(const AttentionStep& step, int64_t index) {
     return {step.items + index / step.num_kv_heads, static_cast<int>(index % step.num_kv_heads)};
 }
 
-// Calls f(i, keys, values, n) for each run of n neighbouring positions, i of them before it, in the tile of `unit` that
-// begins at position `from`; returns how many positions the tile has.
+// Calls f(i, keys, values, n) for each run of n neighbouring positions, i of them before it, in the tile of `unit`
+// that begins at position `from`; returns how many positions the tile has.
 template <typename Stored, typename F>
 int for_each_run(const AttentionStep& step, const Stored* kv, const Unit& unit, int from, const F& f) {
     const int32_t* const pages = step.page_table + static_cast<int64_t>(unit.item->sequence) * step.max_pages;
@@ -113,7 +114,7 @@ int for_each_run(const AttentionStep& step, const Stored* kv, const Unit& unit, 
     for (int i = 0; i < count;) {
         const int page = (from + i) / step.page_size, offset = from + i - page * step.page_size;
         const int run = std::min(count - i, step.page_size - offset);
-        const Stored* const keys = head + pages[page] * step.page_stride + static_cast<int64_t>(offset) * step.head_dim;
+        const Stored* const keys = head + pages[page] * step.page_stride + int64_t{offset} * step.head_dim;
         f(i, keys, keys + half, run);
         i += run;
     }
@@ -122,7 +123,8 @@ int for_each_run(const AttentionStep& step, const Stored* kv, const Unit& unit, 
 
 // Notes the tile after the next of this thread as wanted soon, where the one at hand begins at `from`.
 template <typename Stored>
-void look_ahead(const AttentionStep& step, const Stored* kv, const Unit& unit, const Unit* next, int from, Ahead& ahead) {
+void look_ahead(const AttentionStep& step, const Stored* kv, const Unit& unit, const Unit* next, int from,
+                Ahead& ahead) {
     const Unit* which = &unit;
     int wanted = from + 2 * kTileKeys;
     if (wanted >= unit.item->kv_end) {
@@ -188,8 +190,9 @@ void write_row(const float* from, float factor, T* to, int width) {
 }
 
 inline float* partial_row(const AttentionStep& step, int partial, int kv_head, int row) {
-    const int64_t rows = static_cast<int64_t>(step.block_tokens) * (step.num_heads / step.num_kv_heads);
-    return step.partials + ((static_cast<int64_t>(partial) * step.num_kv_heads + kv_head) * rows + row) * (step.head_dim + 2);
+    const int64_t block_rows = step.block_tokens * (step.num_heads / step.num_kv_heads);
+    const int64_t index = (int64_t{partial} * step.num_kv_heads + kv_head) * block_rows + row;
+    return step.partials + index * (step.head_dim + 2);
 }
 
 // A row of results is [head_dim] sums of weighted values, then the largest score, then the sum of weights.
@@ -199,8 +202,8 @@ inline void clear_row(float* row, int head_dim) {
     row[head_dim + 1] = 0.0f;
 }
 
-// Joins a section's results to those of the sections before it. One function that is never inlined, so that rounding is
-// the same for all its callers.
+// Joins a section's results to those of the sections before it. One function that is never inlined, so that
+// rounding is the same for all its callers.
 [[gnu::noinline]] inline void join_row(float* total, const float* values, float best, float sum, int head_dim) {
     const float most = std::max(total[head_dim], best);
     const float old_weight = std::exp2(total[head_dim] - most), new_weight = std::exp2(best - most);
@@ -244,7 +247,8 @@ void run_unit(const AttentionStep& step, const Unit& unit, const Unit* next, con
     const int head_dim = step.head_dim, dims = work.dims, first_head = unit.kv_head * group;
     const int64_t qkv_width = static_cast<int64_t>(step.num_heads + 2 * step.num_kv_heads) * head_dim;
     for (int row = 0; row < rows; ++row) {
-        const auto* query = qkv + (item.query_begin + row / group) * qkv_width + (first_head + row % group) * head_dim;
+        const int64_t token = item.query_begin + row / group;
+        const auto* query = qkv + token * qkv_width + (first_head + row % group) * head_dim;
         if (dims != head_dim) {
             std::memcpy(static_cast<void*>(work.padded), query, head_dim * sizeof *query);
             query = work.padded;
@@ -271,9 +275,8 @@ void run_unit(const AttentionStep& step, const Unit& unit, const Unit* next, con
 
     for (int row = 0; item.partial < 0 && row < rows; ++row) {
         const float* const total = work.totals + row * (head_dim + 2);
-        auto* const to = out + (static_cast<int64_t>(item.query_begin + row / group) * step.num_heads + first_head +
-                                row % group) * head_dim;
-        write_row(total, 1.0f / total[head_dim + 1], to, head_dim);
+        const int64_t token = item.query_begin + row / group, head = first_head + row % group;
+        write_row(total, 1.0f / total[head_dim + 1], out + (token * step.num_heads + head) * head_dim, head_dim);
     }
 }
 
@@ -287,9 +290,8 @@ void run_merge(const AttentionStep& step, const Merge& merge, int kv_head, T* ou
             const float* const from = partial_row(step, merge.first_partial + i, kv_head, row);
             join_row(total, from, from[head_dim], from[head_dim + 1], head_dim);
         }
-        T* const to = out + (static_cast<int64_t>(merge.query_begin + row / group) * step.num_heads + kv_head * group +
-                             row % group) * head_dim;
-        write_row(total, 1.0f / total[head_dim + 1], to, head_dim);
+        const int64_t token = merge.query_begin + row / group, head = kv_head * group + row % group;
+        write_row(total, 1.0f / total[head_dim + 1], out + (token * step.num_heads + head) * head_dim, head_dim);
     }
 }
 

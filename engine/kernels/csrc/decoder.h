@@ -1,6 +1,6 @@
-// The whole forward pass of a dense decoder in one parallel region: threads meet at barriers between phases and never
-// return to Python in between, so a step costs no more than its arithmetic and its memory traffic. The residual stream
-// is kept in float32 whatever the type of weights and activations.
+// The whole forward pass of a dense decoder in one parallel region: threads meet at barriers between phases and
+// never return to Python in between, so a step costs no more than its arithmetic and its memory traffic. The
+// residual stream is kept in float32 whatever the type of weights and activations.
 #pragma once
 
 #include "attention.h"
@@ -42,8 +42,8 @@ void attend_in_team(Team& team, const AttentionStep& step, int64_t layer, typena
     team.barrier();
     const int64_t heads = step.num_kv_heads;
     const int block_rows = step.block_tokens * (step.num_heads / step.num_kv_heads);
-    Workspace<Tile> work(step.scratch + team.index() * Workspace<Tile>::bytes(step.head_dim, block_rows), step.head_dim,
-                         block_rows);
+    char* const scratch = step.scratch + team.index() * Workspace<Tile>::bytes(step.head_dim, block_rows);
+    Workspace<Tile> work(scratch, step.head_dim, block_rows);
     const int64_t units = step.num_items * heads;
     Ahead ahead;
     team.share(units, [&](int64_t index) {

@@ -1,9 +1,9 @@
 // y = x w^T for a few to a few thousand rows of x, with w packed once in panels of 32 outputs.
 //
-// A panel holds, for each input (or pair of inputs), its 32 weights side by side: two vectors that up to twelve rows of x
-// share, one output column per lane. With one row this streams the weights at the speed of memory; with many, each
-// panel stays in the second-level cache while blocks of rows pass by. What happens to a finished row of a panel is the
-// epilogue's business, so that sums go straight into residuals, activations or logits.
+// A panel holds, for each input (or pair of inputs), its 32 weights side by side: two vectors that up to twelve
+// rows of x share, one output column per lane. With one row this streams the weights at the speed of memory; with
+// many, each panel stays in the second-level cache while blocks of rows pass by. What happens to a finished row of
+// a panel is the epilogue's business, so that sums go straight into residuals, activations or logits.
 #pragma once
 
 #include <algorithm>
@@ -17,8 +17,8 @@ constexpr int kPanel = 2 * kLanes;
 constexpr int kPanelRows = 12;        // 12 rows x 2 vectors of sums leave room for operands in 32 registers
 constexpr int64_t kBlockBytes = 640 << 10;  // of x that should stay in the second-level cache over all panels
 
-// Weights are asked of memory this far ahead, by more than kStreamRows rows: fewer read them as fast as memory gives, and
-// the processor's own prefetching does that better.
+// Weights are asked of memory this far ahead, by more than kStreamRows rows: fewer read them as fast as memory
+// gives, and the processor's own prefetching does that better.
 constexpr int kPrefetchBytes = 8192;
 constexpr int kStreamRows = 4;
 
@@ -122,8 +122,8 @@ struct ProductFor<BFloat16> {
     using Type = PairProduct;
 };
 
-// A packed weight and its bias. With two_halves, outputs 0 .. n/2 and n/2 .. n (gate and up) lie side by side: the low
-// lanes of panel p are outputs 16 p .., its high lanes the same outputs of the second half.
+// A packed weight and its bias. With two_halves, outputs 0 .. n/2 and n/2 .. n (gate and up) lie side by side: the
+// low lanes of panel p are outputs 16 p .., its high lanes the same outputs of the second half.
 template <typename T>
 struct Weight {
     const void* packed;
@@ -132,7 +132,9 @@ struct Weight {
     int64_t inputs;  // even where kInputs is 2
     bool two_halves;
 
-    int64_t panels() const { return two_halves ? (outputs / 2 + kLanes - 1) / kLanes : (outputs + kPanel - 1) / kPanel; }
+    int64_t panels() const {
+        return two_halves ? (outputs / 2 + kLanes - 1) / kLanes : (outputs + kPanel - 1) / kPanel;
+    }
 
     // The output in one lane of a panel, or -1 in the padding.
     int64_t output(int64_t panel, int lane) const {
@@ -214,7 +216,7 @@ void multiply(Team& team, const T* x, int64_t rows, const Weight<T>& weight, con
     team.barrier();
 }
 
-// ---- epilogues ------------------------------------------------------------------------------------------------------
+// ---- epilogues --------------------------------------------------------------------------------------------------
 
 // Two finished vectors of one row into columns [panel * 32, ..) of a row-major array, the last panel maybe cut short.
 template <typename Out, typename F>
@@ -239,7 +241,8 @@ struct Store {
     int64_t width;
 
     void operator()(int64_t row, int64_t panel, Vec low, Vec high) const {
-        into_columns(out + row * width, width, panel, low, high, [](Out* to, Vec value) { store(to, value); });
+        const auto set = [](Out* to, Vec value) { store(to, value); };
+        into_columns(out + row * width, width, panel, low, high, set);
     }
 };
 
@@ -248,7 +251,8 @@ struct AddTo {
     int64_t width;
 
     void operator()(int64_t row, int64_t panel, Vec low, Vec high) const {
-        into_columns(out + row * width, width, panel, low, high, [](float* to, Vec value) { store(to, load(to) + value); });
+        const auto add = [](float* to, Vec value) { store(to, load(to) + value); };
+        into_columns(out + row * width, width, panel, low, high, add);
     }
 };
 

@@ -11,9 +11,9 @@ namespace pd {
 
 // Rows (query tokens times heads of a group) that share one pass over the keys.
 constexpr int kBlockRows = 48;
-// Keys are attended to in sections of this many, each with a softmax of its own, joined in order. Work is split between
-// sections only, and they are joined by the same arithmetic wherever that happens: so a token's output does not depend, to
-// the last bit, on its batch, on how its prompt was cut into chunks, or on the number of threads.
+// Keys are attended to in sections of this many, each with a softmax of its own, joined in order. Work is split
+// between sections only, and they are joined by the same arithmetic wherever that happens: so a token's output does
+// not depend, to the last bit, on its batch, on how its prompt was cut into chunks, or on the number of threads.
 constexpr int kSectionKeys = 8 * kTileKeys;
 // Work items of average cost for each thread: enough to even out, few enough to stay cheap.
 constexpr int kItemsPerThread = 4;

@@ -42,12 +42,14 @@ inline void rotate_head(const T* in, T* out, const float* table, int head_dim, c
 
 // One token's row of qkv: queries rotated in place, keys and values to their slot in kv (one layer's pages).
 template <typename T>
-inline void rotate_and_write(const AttentionStep& step, int64_t token, T* qkv, T* kv, const T* q_norm, const T* k_norm) {
+inline void rotate_and_write(const AttentionStep& step, int64_t token, T* qkv, T* kv, const T* q_norm,
+                             const T* k_norm) {
     const int head_dim = step.head_dim;
     const int64_t width = static_cast<int64_t>(step.num_heads + 2 * step.num_kv_heads) * head_dim;
     const float* const table = step.rope == nullptr ? nullptr : step.rope + step.positions[token] * head_dim;
     T* at = qkv + token * width;
-    for (int h = 0; h < step.num_heads; ++h, at += head_dim) rotate_head(at, at, table, head_dim, q_norm, step.norm_eps);
+    for (int h = 0; h < step.num_heads; ++h, at += head_dim)
+        rotate_head(at, at, table, head_dim, q_norm, step.norm_eps);
     const int64_t slot = step.slots[token], page = slot / step.page_size;
     const int64_t key_to_value = static_cast<int64_t>(step.page_size) * head_dim;
     T* to = kv + page * step.page_stride + (slot - page * step.page_size) * head_dim;

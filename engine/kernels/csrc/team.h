@@ -1,8 +1,9 @@
 // The threads of one parallel region: how they share loops and wait for each other.
 //
-// OpenMP makes the threads (so that they are torch's own), but its barriers spin for milliseconds; where processes share
-// cores, the thread waited for is often waiting for that very core. These barriers spin for some microseconds, then
-// yield. Loops are dealt out in chunks as threads come for them, so a thread that lost its core holds up one chunk only.
+// OpenMP makes the threads (so that they are torch's own), but its barriers spin for milliseconds; where processes
+// share cores, the thread waited for is often waiting for that very core. These barriers spin for some
+// microseconds, then yield. Loops are dealt out in chunks as threads come for them, so a thread that lost its core
+// holds up one chunk only.
 #pragma once
 
 #include <sched.h>

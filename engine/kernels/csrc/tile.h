@@ -1,9 +1,10 @@
-// A tile: up to 64 keys and values of one KV head, gathered from their pages and packed for the inner loops, and those
-// loops: scores = queries x keys, outputs += probabilities x values, for up to six query rows at a time.
+// A tile: up to 64 keys and values of one KV head, gathered from their pages and packed for the inner loops, and
+// those loops: scores = queries x keys, outputs += probabilities x values, for up to six query rows at a time.
 //
-// Keys are packed with one key per vector lane, so that scores need no sum across lanes; values with one dimension per
-// lane. `FloatTile` computes in float32 whatever is stored; `PairTile` multiplies pairs of bfloat16 (VDPBF16PS), so its
-// packed elements are 32-bit pairs: of neighbouring dimensions in queries and keys, of neighbouring keys in values.
+// Keys are packed with one key per vector lane, so that scores need no sum across lanes; values with one dimension
+// per lane. `FloatTile` computes in float32 whatever is stored; `PairTile` multiplies pairs of bfloat16
+// (VDPBF16PS), so its packed elements are 32-bit pairs: of neighbouring dimensions in queries and keys, of
+// neighbouring keys in values.
 #pragma once
 
 #include <algorithm>
@@ -16,9 +17,9 @@ constexpr int kTileKeys = 64;
 constexpr int kTileVecs = kTileKeys / kLanes;
 constexpr int kGroupRows = 6;  // 6 rows x 4 vectors of accumulators leave room for operands in 32 registers
 
-// The memory wanted next, asked for a little at a time while tiles are computed: KV pages lie scattered, so the processor's
-// own prefetching finds few of their lines. A little at a time, because only so many requests can be under way; and into
-// the second-level cache, because the first has still fewer of them.
+// The memory wanted next, asked for a little at a time while tiles are computed: KV pages lie scattered, so the
+// processor's own prefetching finds few of their lines. A little at a time, because only so many requests can be
+// under way; and into the second-level cache, because the first has still fewer of them.
 struct Ahead {
     struct Span {
         const char* begin;
@@ -170,7 +171,9 @@ struct PairTile {
     static int query_width(int dims) { return dims / 2; }
     static constexpr int kProbabilityWidth = kTileKeys / 2;
 
-    static void pack_query(const BFloat16* row, uint32_t* out, int dims) { std::memcpy(out, row, dims * sizeof *row); }
+    static void pack_query(const BFloat16* row, uint32_t* out, int dims) {
+        std::memcpy(out, row, dims * sizeof *row);
+    }
 
     static void pack_keys(const BFloat16* const* rows, int count, uint32_t* out, int dims, Ahead& ahead) {
         for (int first = 0; first < count; first += kLanes) {
@@ -188,8 +191,9 @@ struct PairTile {
 
     static void pack_values(const BFloat16* const* rows, int count, uint32_t* out, int dims,
                             Ahead& ahead) {
-        alignas(64) static constexpr uint16_t kLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-                                                          8,  40, 9,  41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+        alignas(64) static constexpr uint16_t kLow[32] = {
+            0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,  //
+            8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
         const __m512i low = _mm512_load_si512(kLow);
         const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
         for (int i = 0; i < count; i += 2) {
@@ -205,12 +209,15 @@ struct PairTile {
 
     static void pack_probabilities(const Vec (&p)[kTileVecs], uint32_t* out) {
         for (int j = 0; j < kTileVecs; j += 2) {
-            const __m512bh both = _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(p[j + 1]), reinterpret_cast<__m512>(p[j]));
+            const __m512 low = reinterpret_cast<__m512>(p[j]), high = reinterpret_cast<__m512>(p[j + 1]);
+            const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
             std::memcpy(out + j * kLanes / 2, &both, sizeof both);
         }
     }
 
-    static __m512bh pair(uint32_t bits) { return reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(bits))); }
+    static __m512bh pair(uint32_t bits) {
+        return reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(bits)));
+    }
 
     static __m512bh pairs(const uint32_t* from) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(from)); }
 
@@ -234,8 +241,8 @@ struct PairTile {
     }
 
     template <int R, int V>
-    static void accumulate(const uint32_t* p, const uint32_t* values, int count, int dims, const float* keep, float* out,
-                           Ahead& ahead) {
+    static void accumulate(const uint32_t* p, const uint32_t* values, int count, int dims, const float* keep,
+                           float* out, Ahead& ahead) {
         __m512 sum[R][V];
         for (int r = 0; r < R; ++r)
             for (int j = 0; j < V; ++j)

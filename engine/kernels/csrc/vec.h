@@ -29,7 +29,7 @@ struct Float16 {
 
 inline Vec splat(float value) { return value - Vec{}; }
 
-// ---- one element ----------------------------------------------------------------------------------------------------
+// ---- one element ------------------------------------------------------------------------------------------------
 
 inline float to_float(float value) { return value; }
 
@@ -70,7 +70,7 @@ inline Float16 from_float<Float16>(float value) {
     return out;
 }
 
-// ---- sixteen elements -----------------------------------------------------------------------------------------------
+// ---- sixteen elements -------------------------------------------------------------------------------------------
 
 inline Vec load(const float* from) {
     Vec out;
@@ -117,7 +117,7 @@ inline void store(Float16* to, Vec value) {
 #endif
 }
 
-// ---- across lanes and functions -------------------------------------------------------------------------------------
+// ---- across lanes and functions ---------------------------------------------------------------------------------
 
 inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 
@@ -141,8 +141,8 @@ inline float lane_max(Vec value) {
 #endif
 }
 
-// 2 to the x for x <= 127, 0 or next to it far below: x = n + r with |r| <= 1/2, a polynomial for 2^r, then n into the
-// exponent. Degree 6 is good to float32's last bits, degree 4 (relative error 4e-6) where bfloat16 follows. The
+// 2 to the x for x <= 127, 0 or next to it far below: x = n + r with |r| <= 1/2, a polynomial for 2^r, then n into
+// the exponent. Degree 6 is good to float32's last bits, degree 4 (relative error 4e-6) where bfloat16 follows. The
 // polynomials interpolate 2^r at the Chebyshev nodes of [-1/2, 1/2].
 template <int Degree>
 inline Vec exp2(Vec x) {
