@@ -18,6 +18,7 @@ from router.membership import MemberTable
 from router.metrics import RouterMetrics
 from router.pairing import PairingPolicy, Route, RouteRequest
 from router.replica_view import ReplicaView
+from router.start_window import StartWindow
 from router.token_stream import TokenStream
 
 
@@ -31,6 +32,7 @@ class Dispatcher:
         self.generations: dict[str, Generation] = {}
         self._config = config
         self._policy = policy
+        self._start = StartWindow(length_s=config.failover_wait_s)
         self._metrics = metrics
         metrics.add_gauge("router_open_sequences", "sequences under way", lambda: len(self.generations))
         metrics.add_gauge("router_waiting_sequences", "sequences without a first token", self._without_token)
@@ -61,13 +63,18 @@ class Dispatcher:
         generation.start()
         return generation
 
-    def choose(self, request: RouteRequest) -> Route | None:
-        """Pairing's answer for the members as they are now."""
-        return self._policy.choose(request, self.members.prefills, self.members.decodes)
+    def choose(self, request: RouteRequest, *, patient: bool) -> Route | None:
+        """Pairing's answer for the members as they are now; None while the `patient` had better wait for a pair."""
+        route = self._policy.choose(request, self.members.prefills, self.members.decodes)
+        now = asyncio.get_running_loop().time()
+        if route is not None and patient and not request.whole and self._start.holds_back(route, now):
+            return None
+        return route
 
     # ---- ReplicaEvents ----------------------------------------------------------------------------------------
 
     def replica_up(self, view: ReplicaView) -> None:
+        self._start.replica_up(self.members, asyncio.get_running_loop().time())
         for generation in self._waiting():
             generation.on_replica_up()
 

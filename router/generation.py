@@ -15,6 +15,7 @@ import asyncio
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
@@ -53,13 +54,19 @@ _NEXT: dict[GenerationState, set[GenerationState]] = {
 }
 
 
+class Choose(Protocol):
+    """Pairing for the members as they are now; the `patient` may be told (None) to wait for better ones."""
+
+    def __call__(self, request: RouteRequest, *, patient: bool) -> Route | None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerationServices:
     """What a generation needs of the router around it; times are seconds of `clock`."""
 
     config: RouterConfig
     metrics: RouterMetrics
-    choose: Callable[[RouteRequest], Route | None]
+    choose: Choose
     clock: Callable[[], float]
     call_later: Callable[[float, Callable[[], None]], asyncio.TimerHandle]
     on_end: Callable[[Generation], None]
@@ -194,7 +201,7 @@ class Generation:
             self._end(GenerationState.FINISHED)
         self._stream.put(self.index, event)
 
-    def _choose(self) -> Route | None:
+    def _choose(self, *, patient: bool) -> Route | None:
         job = self._job
         request = self._failover.request(
             prompt_tokens=len(job.prompt),
@@ -202,7 +209,7 @@ class Generation:
             chain=self._chain,
             single_token=job.sampling.max_tokens == 1,
         )
-        return self._services.choose(request)
+        return self._services.choose(request, patient=patient)
 
     def _open(self, route: Route) -> None:
         self._move(GenerationState.OPEN)
@@ -234,24 +241,25 @@ class Generation:
         if now >= self._deadline:
             self._fail(deadline_passed(self._deadline - self._received_at))
             return
-        route = self._choose()
+        left_s = self._services.config.failover_wait_s
+        if self._lacking_since is not None:
+            left_s += self._lacking_since - now
+        route = self._choose(patient=left_s > 0)
         if route is None:
-            self._wait_for_replica(now)
+            self._wait_for_replica(now, left_s)
         elif self._failover.is_second_try(route) and not self._paused:
             self._paused = True
             self._timer = self._services.call_later(_PAUSE_S * 2**self._in_vain, self._try_open)
         else:
             self._open(route)
 
-    def _wait_for_replica(self, now: float) -> None:
-        # The deadline ends a shorter wait: the request has a timer for it.
-        config = self._services.config
+    def _wait_for_replica(self, now: float, left_s: float) -> None:
         if self._lacking_since is None:
             self._lacking_since = now
-        left_s = self._lacking_since + config.failover_wait_s - now
-        if left_s > 0:
+        if left_s > 0:  # the deadline ends a shorter wait: the request has a timer for it
             self._timer = self._services.call_later(left_s, self._try_open)
             return
+        config = self._services.config
         wait = f"{config.failover_wait_s:g} s; try again"
         if self.epoch < 0:
             message = f"no replica is up to serve the request, and none came up within {wait}"

@@ -34,8 +34,7 @@ class Health(Endpoint):
     async def respond(self, exchange: Exchange, scope: Scope) -> None:
         usable = _usable_roles(self.core)
         counts = {role.value: usable.count(role) for role in ReplicaRole}
-        pair = ReplicaRole.PREFILL in usable and ReplicaRole.DECODE in usable
-        status = "ok" if pair or ReplicaRole.AGGREGATED in usable else "degraded"
+        status = "ok" if self.core.dispatcher.members.is_whole else "degraded"
         await exchange.answer_json(200, {"status": status, "usable": counts})
 
 

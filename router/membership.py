@@ -61,6 +61,12 @@ class MemberTable:
         """Decode replicas, and aggregated ones, which decode too."""
         return [view for view in self.views if view.role is not ReplicaRole.PREFILL]
 
+    @property
+    def is_whole(self) -> bool:
+        """A request can be served as the cluster's mode has it: by a pair, or by an aggregated replica."""
+        usable = {view.role for view in self.views if view.usable}
+        return ReplicaRole.AGGREGATED in usable or usable >= {ReplicaRole.PREFILL, ReplicaRole.DECODE}
+
     async def close(self) -> None:
         """End every link; the replicas abort what this router had open."""
         links = [*self._links.values(), *self._retired]

@@ -44,6 +44,11 @@ class Route:
     prefill: ReplicaView | None
     decode: ReplicaView | None
 
+    @property
+    def is_makeshift(self) -> bool:
+        """A replica of one pool does everything."""
+        return self.prefill is None and self.decode is not None and self.decode.role is not ReplicaRole.AGGREGATED
+
 
 class PairingPolicy:
     """Lowest cost first; equal costs go to the replica that has had fewer rooms."""

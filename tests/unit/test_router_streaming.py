@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from router_harness import END_ID, TEXT, TEXT_IDS, TOKENIZER, RouterHarness, running_router
+from router_harness import END_ID, TEXT, TEXT_IDS, TOKENIZER, RouterHarness, running_router, until
 
 from protocol.membership import ReplicaRole
 from protocol.rooms import OpenDecode, OpenGenerate, OpenPrefill
@@ -80,13 +80,41 @@ async def test_aggregated_replica_takes_the_whole(router: RouterHarness) -> None
     assert call.streamed_text == TEXT
 
 
-@pytest.mark.parametrize("missing", [ReplicaRole.PREFILL, ReplicaRole.DECODE])
-async def test_an_empty_pool_is_stood_in_for_by_the_other(router: RouterHarness, missing: ReplicaRole) -> None:
-    role = ReplicaRole.DECODE if missing is ReplicaRole.PREFILL else ReplicaRole.PREFILL
-    replica = await router.add("only", role, automatic=True)
+@pytest.mark.parametrize("lost", [ReplicaRole.PREFILL, ReplicaRole.DECODE])
+async def test_a_pool_that_was_lost_is_stood_in_for_by_the_other(router: RouterHarness, lost: ReplicaRole) -> None:
+    pair = await router.pair(automatic=True)
+    left, gone = pair if lost is ReplicaRole.DECODE else reversed(pair)
+    router.remove(gone)
     call = await router.complete(max_tokens=100).done()
-    assert isinstance(replica.opens[0], OpenGenerate)
+    assert isinstance(left.opens[0], OpenGenerate)
     assert call.streamed_text == TEXT
+
+
+async def test_just_after_the_start_a_request_waits_for_the_pool_not_seen_yet(router: RouterHarness) -> None:
+    prefill = await router.add("prefill", ReplicaRole.PREFILL)
+    call = router.complete(max_tokens=2)
+    await until(lambda: len(router.dispatcher.generations) == 1)
+    decode = await router.add("decode", ReplicaRole.DECODE)
+    room = (await prefill.opened(OpenPrefill)).room
+    assert (await decode.opened(OpenDecode)).room == room
+    call.leave()
+    await call.done()
+
+
+async def test_just_after_the_start_a_single_token_needs_no_other_pool(router: RouterHarness) -> None:
+    prefill = await router.add("prefill", ReplicaRole.PREFILL)
+    call = router.complete(max_tokens=1)
+    room = (await prefill.opened(OpenPrefill)).room
+    prefill.send(room, 0, TEXT_IDS[0], finish=FinishReason.LENGTH)
+    assert (await call.done()).status == 200
+
+
+async def test_a_pool_that_does_not_come_is_stood_in_for_after_a_wait(tmp_path: Path) -> None:
+    async with running_router(tmp_path, failover_wait_s=0.05) as router:
+        replica = await router.add("only", ReplicaRole.PREFILL, automatic=True)
+        for _ in ("waits", "need not wait again"):
+            assert (await router.complete(max_tokens=100).done()).streamed_text == TEXT
+        assert all(isinstance(each, OpenGenerate) for each in replica.opens)
 
 
 async def test_chat_whole(router: RouterHarness) -> None:
