@@ -2,7 +2,8 @@
 
 The library lies in the user's cache directory under a name made of everything it depends on: sources, flags, compiler,
 processor features and OpenMP runtime. So a second start compiles nothing, an upgrade never loads a stale library, and
-home directories shared between unequal machines are safe. It appears by rename, so processes may race.
+home directories shared between unequal machines are safe. It appears by rename; of processes that start together, one
+compiles.
 
 The library is linked with the OpenMP runtime that torch has already loaded, so that torch's operations and these
 kernels share one team of threads; two teams would double the threads and make each wait for the other's cores.
@@ -11,6 +12,7 @@ kernels share one team of threads; two teams would double the threads and make e
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import logging
 import os
@@ -19,7 +21,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent / "csrc"
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-w")
 _COMPILE_TIMEOUT_S = 300.0
+_TURN_POLL_S = 0.05
 _OPENMP_LIBRARY = re.compile(r"/lib(gomp|iomp5|omp)\b[^/]*$")
 
 
@@ -46,15 +49,40 @@ def build_library(unit: str = "kernels", *, environment: Mapping[str, str] = os.
     started = time.monotonic()
     try:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as work:
-            compiled, library = Path(work, f"{unit}.o"), Path(work, f"{unit}.so")
-            _run(compiler, *_FLAGS, "-c", str(SOURCES / f"{unit}.cpp"), "-o", str(compiled))
-            _run(compiler, "-shared", str(compiled), str(openmp), "-o", str(library))
-            library.replace(target)
+        with _turn(target.parent):
+            if target.exists():
+                return target
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as work:
+                compiled, library = Path(work, f"{unit}.o"), Path(work, f"{unit}.so")
+                _run(compiler, *_FLAGS, "-c", str(SOURCES / f"{unit}.cpp"), "-o", str(compiled))
+                _run(compiler, "-shared", str(compiled), str(openmp), "-o", str(library))
+                library.replace(target)
     except OSError as error:
         raise KernelBuildError(f"the kernel cache {target.parent} cannot be written: {error}") from error
     logger.info("compiled %s.cpp in %.1f s into %s", unit, time.monotonic() - started, target)
     return target
+
+
+@contextlib.contextmanager
+def _turn(directory: Path) -> Iterator[None]:
+    """Let one process compile into `directory` while others wait for its library, at most as long as one may take.
+
+    A lock that cannot be had is gone without: compiling twice costs time and nothing else.
+    """
+    give_up_at = time.monotonic() + _COMPILE_TIMEOUT_S
+    lock = os.open(directory, os.O_RDONLY)  # the directory itself, so that no file is left
+    try:
+        while time.monotonic() < give_up_at:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(_TURN_POLL_S)
+            except OSError:  # a file system without locks
+                break
+        yield
+    finally:
+        os.close(lock)  # and with it the lock, as when this process dies
 
 
 def loaded_openmp_runtime() -> Path:

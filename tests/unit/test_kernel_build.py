@@ -41,7 +41,7 @@ def test_compiles_once_for_one_machine(tmp_path: Path) -> None:
 
 
 def test_processes_may_race(tmp_path: Path) -> None:
-    environment, _ = counting_compiler(tmp_path)
+    environment, log = counting_compiler(tmp_path)
     program = "from engine.kernels.build import build_library; print(build_library('sampling'))"
     racers = [
         subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE)
@@ -49,6 +49,7 @@ def test_processes_may_race(tmp_path: Path) -> None:
     ]
     paths = {racer.communicate(timeout=120)[0].decode().strip() for racer in racers}
     assert [racer.returncode for racer in racers] == [0, 0]
+    assert log.read_text().count("x") == 1, "the other one waited for the library"
     (path,) = paths
     assert [entry.name for entry in Path(path).parent.iterdir()] == [Path(path).name]
 
