@@ -18,6 +18,7 @@ from ray.serve import Application, Deployment
 from cluster.config import ClusterConfig, ReplicaSection
 from cluster.directory import Directory
 from cluster.ingress import ingress_mode
+from cluster.placement import shortfalls
 from cluster.replica import Replica
 from cluster.router import Router
 from protocol.membership import ReplicaRole
@@ -32,6 +33,9 @@ def build_app(args: ClusterConfig) -> Application:
     """The application of one cluster, every `auto` resolved."""
     config = args.resolve(cluster_cpus=_cluster_cpus())
     log.info("configuration: %s", config.model_dump_json(exclude={"secret"}))
+    if ray.is_initialized():
+        for shortfall in shortfalls(config, ray.cluster_resources()):
+            log.warning("replicas will wait until nodes with more resources join: %s", shortfall)
     log.info("HTTP enters by %s", ingress_mode(os.environ).value)
     secret = _cluster_secret(config)
     config = config.model_copy(update={"secret": None})

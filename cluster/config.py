@@ -146,7 +146,8 @@ class ClusterConfig(Section):
 def _resolve_pool(pool: ReplicaSection, share: float) -> ReplicaSection:
     threads = max(1, math.floor(share)) if pool.num_threads == "auto" else pool.num_threads
     cpus = min(float(threads), share) if pool.num_cpus == "auto" else pool.num_cpus
-    return pool.model_copy(update={"num_threads": threads, "num_cpus": round(cpus, 2)})
+    hundredths = math.floor(100 * cpus)  # never up: shares must fit together
+    return pool.model_copy(update={"num_threads": threads, "num_cpus": max(1, hundredths) / 100})
 
 
 def _unknown_key(key: str, known: list[str]) -> str:

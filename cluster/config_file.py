@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from cluster.config import ClusterConfig
+
+IMPORT_PATH = "cluster.app:build_app"
+_DOCUMENT_KEYS = {"applications", "http_options", "proxy_location"}
+_APPLICATION_KEYS = {"name", "route_prefix", "import_path", "args"}
 
 
 class BadConfigFile(ValueError):
@@ -34,11 +39,24 @@ class ServeApplication:
         if not isinstance(listed, list) or len(listed) != 1 or not isinstance(listed[0], dict):
             raise BadConfigFile(f"{path} must list exactly one application, as deploy/config.yaml does")
         (entry,) = listed
+        _only_known(path, document, entry)
         try:
             config = ClusterConfig.model_validate(entry.get("args") or {})
         except ValidationError as error:
             raise BadConfigFile(f"{path}: {_readable(error)}") from error
         return cls(name=entry.get("name", "default"), route_prefix=entry.get("route_prefix", "/"), config=config)
+
+
+def _only_known(path: Path, document: dict[str, Any], entry: dict[str, Any]) -> None:
+    """What only Serve's own commands apply must not be dropped in silence."""
+    unknown = sorted({*document.keys() - _DOCUMENT_KEYS, *entry.keys() - _APPLICATION_KEYS})
+    if unknown:
+        raise BadConfigFile(
+            f"{path} has {', '.join(map(repr, unknown))}, which `make serve` does not apply: say it in `args` where "
+            "cluster/config.py has a key for it, or start the file with `serve run`"
+        )
+    if (import_path := entry.get("import_path", IMPORT_PATH)) != IMPORT_PATH:
+        raise BadConfigFile(f"{path}: import_path is {import_path!r}; `make serve` starts {IMPORT_PATH!r}")
 
 
 def _readable(error: ValidationError) -> str:

@@ -28,6 +28,7 @@ from cluster.config import ClusterConfig
 from cluster.config_file import BadConfigFile, ServeApplication
 from cluster.ingress import haproxy_runs, ingress_mode, own_ports_and_paths, read_env_file
 from cluster.model_folder import EMBEDDED, NoModel, embedded_model_is_ready, model_folder
+from cluster.placement import shortfalls
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeStatus
@@ -101,6 +102,7 @@ def _start(application: ServeApplication, options: argparse.Namespace, progress:
     signal.signal(signal.SIGTERM, _request_stop)  # until here Ray has a handler of its own, which exits
     if fetching is not None and fetching.wait() != 0:
         raise StartFailed("the embedded model could not be fetched; the reason stands above")
+    _check_placement(application.config)
     progress(f"Ray is up; starting Serve behind {ingress_mode(os.environ).value}")
     try:
         serve.start(http_options={"host": options.host, "port": options.port})
@@ -120,11 +122,12 @@ def _set_environment(env_file: Path, folder: Path) -> None:
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     variables = read_env_file(env_file) | own_ports_and_paths(folder)
-    variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     if not haproxy_runs():
         variables["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
     for name, value in variables.items():
         os.environ.setdefault(name, value)
+    # Not a default: a shell in which the env file was sourced has RAY_AUTH_MODE=disabled.
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
 
 
 def _check_model(config: ClusterConfig, progress: Progress) -> None:
@@ -132,6 +135,16 @@ def _check_model(config: ClusterConfig, progress: Progress) -> None:
     if config.model.path != EMBEDDED:
         progress(f"looking at {config.model.path}")
         model_folder(config.model.path)
+
+
+def _check_placement(config: ClusterConfig) -> None:
+    """This machine is all there will be: what does not fit now never will, and Serve would wait for it forever."""
+    import ray
+
+    resources = ray.cluster_resources()
+    if lines := shortfalls(config.resolve(cluster_cpus=resources.get("CPU", 1.0)), resources):
+        remedy = "lower num_cpus (or num_replicas, num_gpus, resources) in the configuration"
+        raise StartFailed("\n".join(["this machine has too little for the configured pools", *lines, remedy]))
 
 
 def _complaints(status: ServeStatus) -> list[str]:
@@ -153,12 +166,13 @@ def _fetch_model(config: ClusterConfig, progress: Progress) -> subprocess.Popen[
 
 
 def _check_port_free(host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise StartFailed(f"port {port} on {host} cannot be used ({error}); choose one: PORT=8001") from error
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, OverflowError) as error:
+        raise StartFailed(f"port {port} on {host} cannot be used ({error}); choose one: PORT=8001") from error
 
 
 def _wait_until_healthy(url: str) -> None:

@@ -91,6 +91,11 @@ async def worker_cluster(
 
 async def _until_whole(client: httpx.AsyncClient) -> None:
     """Wait until the router has a link to a replica of every pool."""
+
+    async def status() -> str:
+        await asyncio.sleep(0)  # an answer within the process is no pass of the event loop, which the links need
+        return str((await client.get("/health")).json().get("status"))
+
     async with asyncio.timeout(30):
-        while (await client.get("/health")).json().get("status") != "ok":
-            await asyncio.sleep(0)  # an answer within the process is no pass of the event loop, which the links need
+        while await status() != "ok":
+            pass

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from cluster.config import ClusterConfig
 from cluster.config_file import BadConfigFile, ServeApplication
+from cluster.placement import shortfalls
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
@@ -68,6 +69,25 @@ def test_the_secret_is_not_printed() -> None:
     assert "sesame" not in repr(config) + str(config) + config.model_dump_json()
 
 
+def test_what_the_pools_ask_for_is_compared_with_what_is_there() -> None:
+    pools = {
+        "prefill": {"num_replicas": 2, "num_cpus": 3, "num_gpus": 1},
+        "decode": {"num_cpus": 1.5, "resources": {"fast": 1}},
+    }
+    config = ClusterConfig.model_validate(pools).resolve(cluster_cpus=4)
+    assert shortfalls(config, {"CPU": 7.5, "GPU": 2.0, "fast": 1.0}) == []
+    assert shortfalls(config, {"CPU": 4.0, "GPU": 2.0}) == [
+        "CPU: 7.5 needed, 4 there; prefill 6 (2 replicas), decode 1.5 (1 replica)",
+        "fast: 1 needed, 0 there; decode 1 (1 replica)",
+    ]
+
+
+@pytest.mark.parametrize("cpus", [1.0, 2.0, 3.0, 7.0, 64.0])
+def test_what_is_resolved_by_itself_always_fits(cpus: float) -> None:
+    pools = {"prefill": {"num_replicas": 3}, "decode": {"num_replicas": 4}}
+    assert shortfalls(ClusterConfig.model_validate(pools).resolve(cluster_cpus=cpus), {"CPU": cpus}) == []
+
+
 @pytest.mark.parametrize("path", sorted(DEPLOY.glob("config*.yaml")), ids=lambda path: path.name)
 def test_every_config_file_in_deploy_is_valid(path: Path) -> None:
     (application,) = yaml.safe_load(path.read_text())["applications"]
@@ -87,6 +107,9 @@ def test_a_config_file_is_read_as_serve_reads_it() -> None:
         ("applications: []", "must list exactly one application"),
         ("applications: [{args: {prefill: {num_replicas: 0}}}]", "args.prefill.num_replicas: Input should be greater"),
         ("applications: [{args: {decode: {threads: 2}}}]", "args.decode: unknown key 'threads'; did you mean"),
+        ("applications: [{deployments: [{name: Decode}]}]", "has 'deployments', which `make serve` does not apply"),
+        ("{logging_config: {}, applications: [{}]}", "has 'logging_config'"),
+        ("applications: [{import_path: 'other:app'}]", "import_path is 'other:app'"),
     ],
 )
 def test_a_config_file_that_cannot_be_started_says_why(tmp_path: Path, text: str, complaint: str) -> None:
