@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -83,9 +84,14 @@ def _node_address() -> str:
 
 
 def _load(config: ClusterConfig, role: ReplicaRole, secret: bytes) -> ReplicaWorker:
-    from cluster.worker import ReplicaWorker  # here, because it imports torch and the driver need not
+    gc.disable()  # all that is made now stays: to look through it again and again is a tenth of the time
+    try:
+        from cluster.worker import ReplicaWorker  # here, because it imports torch and the driver need not
 
-    return ReplicaWorker(_worker_config(config, role, secret))
+        return ReplicaWorker(_worker_config(config, role, secret))
+    finally:
+        gc.freeze()  # a full collection that walks all of torch would stop a decode step for as long as it takes
+        gc.enable()
 
 
 def _worker_config(config: ClusterConfig, role: ReplicaRole, secret: bytes) -> WorkerConfig:

@@ -39,13 +39,14 @@ from text.tokenizer import Tokenizer
 from transfer.checksum import page_checksums
 from transfer.fetcher import PageFetcher
 from transfer.memory import SharedMemory
+from transfer.prefault import Prefault
 from transfer.server import PageServer
 
 log = logging.getLogger(__name__)
 
 
 class WorkerUnhealthy(RuntimeError):
-    """The engine thread has died or hangs; only a new process helps."""
+    """The engine thread has died or hangs, or there is no memory; only a new process helps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,8 @@ class ReplicaWorker:
         )
         self._spec = self._model.kv_spec(config.engine.page_size)
         self._layout = self._spec.layout_fingerprint(self._model.config.model_id)
-        self._memory = SharedMemory(config.engine.num_pages * self._spec.page_bytes)
+        self._memory = SharedMemory(config.engine.num_pages * self._spec.page_bytes, prefault=False)
+        self._prefault = Prefault(self._memory)
         self._engine = Engine(
             model=self._model,
             pool=KVPool(spec=self._spec, num_pages=config.engine.num_pages, buffer=self._memory.view),
@@ -167,6 +169,7 @@ class ReplicaWorker:
         )
         await self._server.start(host=config.bind_host, advertise_host=config.advertise_host)
         self._thread.start()
+        self._prefault.start()
         return self.member
 
     @property
@@ -181,7 +184,10 @@ class ReplicaWorker:
         )
 
     def check(self, *, hang_timeout_s: float) -> None:
-        """Raises `WorkerUnhealthy` when the engine thread has died, or made no pass for `hang_timeout_s`."""
+        """Raises `WorkerUnhealthy` when the engine thread has died, or made no pass for `hang_timeout_s`, or when the
+        system has not enough memory for the pool."""
+        if self._prefault.error is not None:
+            raise WorkerUnhealthy(f"the KV pool of {self.config.replica_id}: {self._prefault.error}")
         if not self._thread.is_alive:
             raise WorkerUnhealthy(f"the engine thread of {self.config.replica_id} died: {self._thread.crash!r}")
         silent = self._thread.seconds_since_beat
@@ -220,6 +226,7 @@ class ReplicaWorker:
         await asyncio.to_thread(self._thread.stop)
         await asyncio.to_thread(self._fetcher.close)
         await asyncio.to_thread(self._pages.close)
+        await asyncio.to_thread(self._prefault.stop)
         self._memory.close()
 
     # ---- inner workings ---------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The memory behind a KV pool, and a peer's view of it.
- A pool's owner creates `SharedMemory`: an anonymous memory file (memfd), mapped once. It is sealed against being
+
+A pool's owner creates `SharedMemory`: an anonymous memory file (memfd), mapped once. It is sealed against being
 resized, so that a reader can never be killed by SIGBUS behind the file's end, and against any further writable
 mapping, so that only its owner can change it. The kernel frees it with its last mapping: nothing is left behind by
 `kill -9`, and no name is ever entered anywhere.
@@ -11,6 +12,8 @@ seals and the size were found to be what the owner promised.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import hashlib
 import mmap
@@ -22,47 +25,61 @@ _SEAL_FUTURE_WRITE = 0x10  # F_SEAL_FUTURE_WRITE, Linux 5.1; fcntl has no name f
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; mmap has no name for it
 _NO_RESIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
 
 class SharedMemory:
     """`nbytes` of zeroed, page-aligned memory that peers on this host can be given to read.
 
-    `prefault` takes the memory from the system at once, so that a pool that cannot fit fails here and not in the
-    middle of a request, and no transfer pays for first touches (they cost ten times the copy). Huge pages are used
+    `prefault` takes the memory from the system at once; `Prefault` (prefault.py) does so later. Huge pages are used
     where the system lends them. Raises `ValueError` for a size that is not positive and `MemoryError` when the system
-    has too little.
+    has too little available: better here than by the kernel's killing somebody in the middle of a request.
     """
 
     def __init__(self, nbytes: int, *, prefault: bool = True) -> None:
         if nbytes <= 0:
             raise ValueError(f"shared memory of {nbytes} bytes: the size must be positive")
         self.nbytes = nbytes
+        available = _available_bytes()
+        if nbytes > available:
+            raise _too_little(nbytes, f"{available / 2**20:,.0f} MiB are available")
         self.fd = os.memfd_create("pd-serve-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, nbytes)
             self._mapping = mmap.mmap(self.fd, nbytes)
             with contextlib.suppress(OSError):  # a wish: without it the pages are small
                 self._mapping.madvise(mmap.MADV_HUGEPAGE)
-            if prefault:
-                self._prefault()
             seals = _NO_RESIZE | _SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
         except OSError as error:
             os.close(self.fd)
-            raise MemoryError(
-                f"cannot take {nbytes / 2**20:.0f} MiB of shared memory ({error}); "
-                "lower max_total_tokens or free memory"
-            ) from error
+            raise _too_little(nbytes, str(error)) from error
         self.view = memoryview(self._mapping)
         """All of it, writable. Whatever is made from it (arrays, tensors) keeps the memory alive."""
         self._closed = False
-
-    def _prefault(self) -> None:
-        try:
-            self._mapping.madvise(_MADV_POPULATE_WRITE)
-        except OSError as error:
-            if error.errno != 22:  # EINVAL: an older kernel, which can at least set the pages aside
+        if prefault:
+            try:
+                self.populate(0, nbytes)
+            except MemoryError:
+                self.close()
                 raise
-            os.posix_fallocate(self.fd, 0, self.nbytes)
+
+    def populate(self, start: int, nbytes: int) -> None:
+        """Take this part from the system, its contents unchanged; other threads run meanwhile.
+
+        `start` is a multiple of the system's page size. Raises `MemoryError` when the system has too little.
+        """
+        anchor = ctypes.c_char.from_buffer(self._mapping, start)  # not mmap.madvise, which holds the GIL
+        try:
+            if _libc.madvise(ctypes.byref(anchor), ctypes.c_size_t(nbytes), _MADV_POPULATE_WRITE) == 0:
+                return
+            if (number := ctypes.get_errno()) != errno.EINVAL:
+                raise _too_little(nbytes, os.strerror(number))
+            os.posix_fallocate(self.fd, start, nbytes)  # an older kernel can at least set the pages aside
+        except OSError as error:
+            raise _too_little(nbytes, str(error)) from error
+        finally:
+            del anchor
 
     def close(self) -> None:
         """Give the memory back: at once when nothing else refers to it, else when the last array made from it goes."""
@@ -110,6 +127,21 @@ class PeerMemory:
         """Unmap it. Raises `BufferError` while something made from `view` is alive."""
         self.view.release()
         self._mapping.close()
+
+
+def _available_bytes() -> int:
+    """What the system could give without swapping; a great deal where it does not tell."""
+    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return 1 << 62
+
+
+def _too_little(nbytes: int, why: str) -> MemoryError:
+    return MemoryError(
+        f"cannot take {nbytes / 2**20:,.0f} MiB of shared memory ({why}); lower max_total_tokens or free memory"
+    )
 
 
 def host_id() -> str:

@@ -21,6 +21,7 @@ from transfer_pools import open_fds
 from transfer.checksum import page_checksums
 from transfer.cursor import RangeCursor
 from transfer.memory import PeerMemory, SharedMemory, host_id
+from transfer.prefault import Prefault
 from transfer.spans import blocks, check_pages, coalesce, runs
 
 PAGES = st.lists(st.integers(0, 20), max_size=30)
@@ -83,6 +84,40 @@ def test_sizes_must_be_positive(nbytes):
 def test_more_memory_than_there_is_fails_where_it_is_asked_for():
     with pytest.raises(MemoryError, match="lower max_total_tokens"):
         SharedMemory(1 << 60)
+
+
+@pytest.mark.parametrize("nbytes", [4096, (8 << 20) + 1])
+def test_prefault_takes_the_memory_and_leaves_what_is_in_it(nbytes):
+    with SharedMemory(nbytes, prefault=False) as memory:
+        memory.view[nbytes - 1] = 7
+        assert os.fstat(memory.fd).st_blocks * 512 < max(nbytes, 8192)
+        prefault = Prefault(memory)
+        prefault.start()
+        assert prefault.wait(30)
+        assert (prefault.error, memory.view[nbytes - 1]) == (None, 7)
+        assert os.fstat(memory.fd).st_blocks * 512 >= nbytes
+        prefault.stop()
+
+
+def test_prefault_ends_when_it_is_stopped_or_was_never_started():
+    with SharedMemory(64 << 20, prefault=False) as memory:
+        Prefault(memory).stop()
+        prefault = Prefault(memory)
+        prefault.start()
+        prefault.stop()
+        assert prefault.wait(0)
+
+
+def test_prefault_keeps_what_the_system_said(monkeypatch):
+    def refuse(start, nbytes):
+        raise MemoryError("none left")
+
+    with SharedMemory(4096, prefault=False) as memory:
+        monkeypatch.setattr(memory, "populate", refuse)
+        prefault = Prefault(memory)
+        prefault.start()
+        assert prefault.wait(30)
+        assert str(prefault.error) == "none left"
 
 
 def test_processes_of_one_host_agree_on_its_id():
