@@ -1,5 +1,6 @@
 """The fetcher's side of making a connection: connect, prove the secret, hear the peer's proof. Runs on an `IoLoop`.
- The same steps for both kinds of connection (`wire.py`): over TCP the authenticated socket is kept for requests, over
+
+The same steps for both kinds of connection (`wire.py`): over TCP the authenticated socket is kept for requests, over
 the Unix socket the memory's file descriptor arrives with the welcome and the socket has done its work.
 """
 

@@ -1,5 +1,6 @@
 """Takes KV pages out of peers' pools into ours: the receiving end of every transfer.
- Lifecycle: `attach` a peer when its ticket is known, `fetch` pages from it, `detach` it when it is lost, `close` in
+
+Lifecycle: `attach` a peer when its ticket is known, `fetch` pages from it, `detach` it when it is lost, `close` in
 the end. Every `fetch` is answered by exactly one `on_done`, in a transfer thread, after the last byte that will ever
 be written for it: from then on its target pages are the caller's again, whatever the result says. A failed attempt is
 repeated once on each further transport that reaches the peer (shared memory, then TCP) before the job fails; nothing

@@ -1,5 +1,6 @@
 """One thread that waits for sockets and timers: the page server's, and the fetcher's for everything over sockets.
- Nothing in it ever blocks on a peer, so a peer that hangs holds up nobody. Callbacks run in the loop's thread; what
+
+Nothing in it ever blocks on a peer, so a peer that hangs holds up nobody. Callbacks run in the loop's thread; what
 may be called from other threads says so. Timers follow the clock they were given, which tests turn by hand: the loop
 looks at it at least every `_LOOK_S` seconds while a timer is set, and sleeps for as long as it likes otherwise.
 """

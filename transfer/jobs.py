@@ -1,5 +1,6 @@
 """What a fetch is asked to do, what it answers, and the states in between.
- A `FetchJob` becomes one `PageCopy` per attempt: the attempt of one transport at it. A transport calls `on_ended`
+
+A `FetchJob` becomes one `PageCopy` per attempt: the attempt of one transport at it. A transport calls `on_ended`
 exactly once for every copy it was given, after the last byte it will ever write for it. Everything the fetcher
 promises about drained pages rests on that sentence.
 """

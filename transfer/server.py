@@ -1,5 +1,6 @@
 """Serves one KV pool to receivers: its memory to those on this host, its pages over TCP to the others.
- Lifecycle: `PageServer(...)` listens at once, on an abstract Unix socket and on a TCP port of its own choice;
+
+Lifecycle: `PageServer(...)` listens at once, on an abstract Unix socket and on a TCP port of its own choice;
 `ticket()` says where, for the replica's welcome to its peers; `close()` ends every connection. One thread does it all
 and never blocks, so a receiver that hangs, floods or talks nonsense costs the others nothing: connections without
 proof are bounded in number (the oldest goes first), in bytes and in time. Receivers only read: nothing here can change

@@ -1,5 +1,6 @@
 """One accepted connection of a page server, from the greeting to its end. Runs on the server's `IoLoop`.
- States: HELLO (greeted, waits for proof) -> REQUEST -> RUNS -> SENDING -> REQUEST ..., and CLOSED from anywhere.
+
+States: HELLO (greeted, waits for proof) -> REQUEST -> RUNS -> SENDING -> REQUEST ..., and CLOSED from anywhere.
 Whatever does not follow `wire.py` closes the connection; before its proof a connection can cost no more than the bytes
 of one hello.
 """

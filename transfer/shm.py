@@ -1,10 +1,12 @@
 """Transport within a host: map the peer's memory read-only and copy pages out of it. One copy, no serialisation.
- A peer's life here: CONNECTING (its memory was asked for; copies wait) -> MAPPED (copies run) -> DETACHED (unmapped
+
+A peer's life here: CONNECTING (its memory was asked for; copies wait) -> MAPPED (copies run) -> DETACHED (unmapped
 when the last running copy has ended), or LOST for a while when its memory could not be had. Copies run in a few
 threads of our own, the one with the least left first; a long copy stops at the next block for a shorter one, so it
 delays that by well under a millisecond. A copy reads memory and waits for nobody, so it needs no time limit: a stopped
 or dead peer's memory stays readable for as long as it is mapped here.
- Where pages are verified, blocks are small, so that each is hashed while it is still in the cache: copying and then
+
+Where pages are verified, blocks are small, so that each is hashed while it is still in the cache: copying and then
 hashing 64 MB measured 8.3 GB/s, block by block 10.5.
 """
 

@@ -1,5 +1,6 @@
 """Transport between hosts: pages asked for over TCP, received straight into ours.
- Each attached peer has a few connections, made when copies need them and kept for the next; each runs one copy at a
+
+Each attached peer has a few connections, made when copies need them and kept for the next; each runs one copy at a
 time, the one with the least to do first. All sockets belong to the fetcher's one loop and never block it, so a peer
 that hangs holds up its own copies only; `stop` closes their connections.
 """

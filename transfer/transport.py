@@ -1,6 +1,7 @@
 """What a transport is to the fetcher: something that can run one `PageCopy` at a time or many, and never blocks its
 caller.
- Shared memory (`shm.py`) and our own TCP (`tcp.py`) are two; the fetcher knows neither. Every method may be called
+
+Shared memory (`shm.py`) and our own TCP (`tcp.py`) are two; the fetcher knows neither. Every method may be called
 from any thread and returns at once; the work happens in the transport's own threads.
 """
 

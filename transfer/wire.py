@@ -8,7 +8,8 @@
       |      over TCP, as often as wanted:
       |<-- Request: a job number, runs of pages-|      tag under a key of this connection alone
       |-- Reply, then the pages' bytes -------->|      tag likewise
- Tags are HMAC-SHA256. A connection's key is derived from both nonces, and job numbers must rise, so nothing recorded
+
+Tags are HMAC-SHA256. A connection's key is derived from both nonces, and job numbers must rise, so nothing recorded
 can be played again. The pages' bytes themselves carry no tag: their checksums came over the authenticated link.
 Numbers are big-endian. `WireError` means that the other side does not speak this protocol: close the connection.
 """

@@ -1,6 +1,7 @@
 """Thousands of random schedules of fetch, cancel, deadline, detach, attach and faults, against real sockets and shared
 memory.
- The oracle knows who owns each of our pages. It finds a byte written outside the pages of a fetch, a byte written
+
+The oracle knows who owns each of our pages. It finds a byte written outside the pages of a fetch, a byte written
 after a fetch was answered, a fetch answered twice or never, and wrong pages called right. Copies are cut into pieces
 of a few pages, and the schedule can hold them between two pieces while it does something else.
 """
