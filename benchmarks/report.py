@@ -12,6 +12,8 @@ import datetime
 import os
 import platform
 import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,8 +71,7 @@ def write_markdown(report: Report, *, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"# {report.name}: {now:%Y-%m-%d %H:%M} UTC", "", report.purpose, ""]
     facts = {**machine(), "git commit": git_commit(), **report.configuration}
-    home = str(Path.home())  # a result says nothing of whose machine it was
-    lines += [f"- {key}: {value}".replace(home, "~") for key, value in facts.items()]
+    lines += [f"- {key}: {_anonymous(value)}" for key, value in facts.items()]
     for table in report.tables:
         lines += ["", f"## {table.title}", "", _markdown(table)]
     if report.notes:
@@ -82,6 +83,13 @@ def write_markdown(report: Report, *, folder: Path) -> Path:
     path.write_text("\n".join(lines) + "\n")
     print(f"\nwritten to {path}")
     return path
+
+
+def _anonymous(value: str) -> str:
+    """Without the paths of this machine: a result says nothing of whose it was."""
+    for path, name in {sys.executable: "python", str(Path.home()): "~", tempfile.gettempdir(): "$TMPDIR"}.items():
+        value = value.replace(path, name)
+    return value
 
 
 def machine() -> dict[str, str]:
