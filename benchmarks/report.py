@@ -71,7 +71,7 @@ def write_markdown(report: Report, *, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"# {report.name}: {now:%Y-%m-%d %H:%M} UTC", "", report.purpose, ""]
     facts = {**machine(), "git commit": git_commit(), **report.configuration}
-    lines += [f"- {key}: {_anonymous(value)}" for key, value in facts.items()]
+    lines += [f"- {key}: {_anonymous(str(value))}" for key, value in facts.items()]
     for table in report.tables:
         lines += ["", f"## {table.title}", "", _markdown(table)]
     if report.notes:
