@@ -39,6 +39,8 @@ class RegionTicket(msgspec.Struct, frozen=True, array_like=True):
     tcp_host: str
     tcp_port: int
     """0 when the pool is not served over TCP."""
+    doors: dict[str, str] = {}
+    """Further ways in, by the name of their transport: what its clients need to know, in its own words."""
 
 
 class Challenge(Message, frozen=True, tag="challenge"):

@@ -3,8 +3,8 @@
 Lifecycle: `attach` a peer when its ticket is known, `fetch` pages from it, `detach` it when it is lost, `close` in
 the end. Every `fetch` is answered by exactly one `on_done`, in a transfer thread, after the last byte that will ever
 be written for it: from then on its target pages are the caller's again, whatever the result says. A failed attempt is
-repeated once on each further transport that reaches the peer (shared memory, then TCP) before the job fails; nothing
-is remembered against a peer but that its shared memory is not asked for again at once.
+repeated once on each further transport that reaches the peer (`choice.py`) before the job fails; nothing is remembered
+against a peer but that its shared memory is not asked for again at once.
 
 Nothing here blocks its caller but `close`. Locks are held for bookkeeping only, never while copying or calling back.
 """
@@ -15,26 +15,22 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Hashable
-from typing import Literal
 
 from protocol.handshake import RegionTicket
 from protocol.rooms import PeerAddress
+from transfer.choice import TransportName, TransportParts, make_transports, ways_of
 from transfer.faults import Faults
 from transfer.io_loop import IoLoop
 from transfer.jobs import FetchJob, FetchResult, OnDone, PageCopy, Peer, check_job
 from transfer.landing import Landing
 from transfer.memory import SharedMemory
 from transfer.records import JobRecord, JobState, StopReason
-from transfer.shm import ShmTransport
 from transfer.spans import check_pages
-from transfer.tcp import TcpTransport
 from transfer.transport import TransferTimings, Transport
 
 __all__ = ["FetchJob", "FetchResult", "PageFetcher", "TransportName"]
 
 logger = logging.getLogger(__name__)
-
-TransportName = Literal["auto", "shm", "tcp"]
 
 
 class PageFetcher:
@@ -62,10 +58,9 @@ class PageFetcher:
             raise ValueError(f"pages of {page_bytes} bytes in a memory of {memory.nbytes} bytes")
         if num_threads < 1:
             raise ValueError(f"num_threads is {num_threads}; at least 1 is needed")
-        if transport not in ("auto", "shm", "tcp"):
-            raise ValueError(f"transport {transport!r} is not one of auto, shm, tcp")
         if not secret:
             raise ValueError("the cluster secret is empty; peers serve pages only to those who know one")
+        ways = ways_of(transport)
         self._page_bytes = page_bytes
         self._num_pages = memory.nbytes // page_bytes
         self._layout = layout
@@ -78,22 +73,15 @@ class PageFetcher:
         self._closed = False
         self._landing = Landing(memory.view, page_bytes=page_bytes, faults=faults)
         self._loop = IoLoop(name="page-fetcher", clock=clock)
-        self._transports: list[Transport] = []
-        if transport in ("auto", "shm"):
-            self._transports.append(
-                ShmTransport(
-                    self._loop,
-                    self._landing,
-                    secret=secret,
-                    num_threads=num_threads,
-                    clock=clock,
-                    timings=self._timings,
-                )
-            )
-        if transport in ("auto", "tcp"):
-            self._transports.append(
-                TcpTransport(self._loop, self._landing, secret=secret, clock=clock, timings=self._timings)
-            )
+        parts = TransportParts(
+            loop=self._loop,
+            landing=self._landing,
+            secret=secret,
+            num_threads=num_threads,
+            clock=clock,
+            timings=self._timings,
+        )
+        self._transports = make_transports(ways, parts)
 
     # ---- peers --------------------------------------------------------------------------------------------
 

@@ -13,9 +13,10 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from protocol.handshake import RegionTicket
+from transfer.door import Door
 from transfer.io_loop import READ, IoLoop
 from transfer.memory import SharedMemory, host_id
 from transfer.serving import ServedRegion, ServerConnection
@@ -34,8 +35,9 @@ class PageServer:
 
     `layout` is the pool's fingerprint and `boot` this life of the replica (an unsigned 64-bit number). `host` is the
     address or name that peers reach this machine by, `bind_host` the one to listen on when that differs; the port is
-    chosen by the system. Raises `ValueError` for a region larger than its memory, an empty secret or a `host` that is
-    no single machine's, and `OSError` when a host is unknown or cannot be listened on.
+    chosen by the system. The ticket also names `doors`, which stay their owner's. Raises `ValueError` for a region
+    larger than its memory, an empty secret or a `host` that is no single machine's, and `OSError` when a host is
+    unknown or cannot be listened on.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class PageServer:
         boot: int,
         secret: bytes,
         bind_host: str | None = None,
+        doors: Sequence[Door] = (),
         clock: Callable[[], float] = time.monotonic,
         timings: TransferTimings | None = None,
     ) -> None:
@@ -79,6 +82,7 @@ class PageServer:
             shm_socket=shm_socket,
             tcp_host=tcp_host,
             tcp_port=self._tcp.getsockname()[1],
+            doors={door.name: door.address() for door in doors},
         )
         self._closed = False
         self._loop = IoLoop(name="page-server", clock=clock)

@@ -1,0 +1,68 @@
+"""Which transports a fetcher uses, by the name in the configuration, and how they are made.
+
+A name stands for the ways that are tried, in order, before a transfer is given up: the one that was asked for, then our
+own TCP, which needs nothing but a route. What a transport of a name needs is imported only where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from transfer.io_loop import IoLoop
+from transfer.landing import Landing
+from transfer.shm import ShmTransport
+from transfer.tcp import TcpTransport
+from transfer.transport import TransferTimings, Transport
+
+TransportName = Literal["auto", "shm", "tcp"]
+
+_WAYS: Mapping[TransportName, tuple[str, ...]] = {
+    "auto": ("shm", "tcp"),
+    "shm": ("shm",),
+    "tcp": ("tcp",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransportParts:
+    """What a fetcher gives each of its transports."""
+
+    loop: IoLoop
+    landing: Landing
+    secret: bytes
+    num_threads: int
+    """That may copy within the host."""
+    clock: Callable[[], float]
+    timings: TransferTimings
+
+
+def ways_of(name: TransportName) -> tuple[str, ...]:
+    """The ways that `name` stands for, in the order in which they are tried. Raises `ValueError` for another name."""
+    if name not in _WAYS:
+        raise ValueError(f"transport {name!r} is not one of {', '.join(get_args(TransportName))}")
+    return _WAYS[name]
+
+
+def make_transports(ways: Sequence[str], parts: TransportParts) -> list[Transport]:
+    """A transport for each way, in the same order."""
+    return [_MAKERS[way](parts) for way in ways]
+
+
+def _shm(parts: TransportParts) -> Transport:
+    return ShmTransport(
+        parts.loop,
+        parts.landing,
+        secret=parts.secret,
+        num_threads=parts.num_threads,
+        clock=parts.clock,
+        timings=parts.timings,
+    )
+
+
+def _tcp(parts: TransportParts) -> Transport:
+    return TcpTransport(parts.loop, parts.landing, secret=parts.secret, clock=parts.clock, timings=parts.timings)
+
+
+_MAKERS: Mapping[str, Callable[[TransportParts], Transport]] = {"shm": _shm, "tcp": _tcp}
