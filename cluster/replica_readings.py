@@ -20,6 +20,15 @@ _LOAD_HELP = {
     "draining": "1 while the replica takes no rooms",
 }
 
+_TRAFFIC = {
+    "copies": ("transfers", "copies of pages that ended well"),
+    "failures": ("transfer_failures", "copies of pages that failed"),
+    "bytes": ("transfer_bytes", "bytes of KV copied"),
+    "seconds": ("transfer_seconds", "from first to last byte of a copy, summed"),
+    "queue_seconds": ("transfer_queue_seconds", "from the request of a copy to its first byte, summed"),
+}
+"""What is told of transfers: (name of the reading, help) by name in the report."""
+
 _ROOM_STATES: dict[str, tuple[PrefillState | DecodeState, ...]] = {
     "prefill": (PrefillState.WAITING, PrefillState.COMPUTING, PrefillState.RETAINED),
     "decode": (DecodeState.QUEUED, DecodeState.RECEIVING, DecodeState.RUNNING, DecodeState.DRAINING),
@@ -60,6 +69,11 @@ class ReplicaReadings:
         for half in ("prefill", "decode"):
             yield from _rooms(half, state.get(half, {}).get("rooms", {}))
             yield from _counters(half, state.get(half, {}).get("counters", {}))
+        for row in state.get("transfers", ()):
+            yield from _traffic("replica_", row, {"transport": row["transport"]}, grows=True)
+        for row in state.get("peer_transfers", ()):
+            # Gauges: Ray forgets those that are no longer told, and never a counter, so peers would add up there.
+            yield from _traffic("replica_peer_", row, {"transport": row["transport"], "peer": row["peer"]}, grows=False)
 
 
 def _rooms(half: str, rooms: Mapping[str, int]) -> Iterator[Reading]:
@@ -78,3 +92,8 @@ def _counters(half: str, counters: Mapping[str, Any]) -> Iterator[Reading]:
             yield Reading(
                 name=f"replica_{name}", help=f"{name}, by half", value=float(count), labels=labels, grows=True
             )
+
+
+def _traffic(prefix: str, row: Mapping[str, Any], labels: dict[str, str], *, grows: bool) -> Iterator[Reading]:
+    for field, (name, help_) in _TRAFFIC.items():
+        yield Reading(name=prefix + name, help=help_, value=float(row[field]), labels=labels, grows=grows)

@@ -47,6 +47,14 @@ class StateReporter:
             "engine": _plain(engine.counters),
             "prefill": {"rooms": _by_state(prefill), "counters": _plain(prefill.counters)},
             "decode": {"rooms": _by_state(decode), "counters": _plain(decode.counters)},
+            "transfers": [
+                {"transport": transport, **_plain(traffic)}
+                for transport, traffic in decode.traffic.by_transport.items()
+            ],
+            "peer_transfers": [
+                {"transport": transport, "peer": peer.replica_id, **_plain(traffic)}
+                for peer, transport, traffic in decode.traffic.by_peer()
+            ],
         }
         if not engine.has_work():
             report = engine.audit()

@@ -14,6 +14,7 @@ from decode.grants import GrantQueue
 from decode.intake import PageIntake
 from decode.ports import DecodePorts
 from decode.rooms import DECODE_ENDINGS, DecodeAction, DecodeEvent, DecodeRoom, DecodeState
+from decode.traffic import TrafficBook
 from engine.engine import RequestTooLong
 from engine.events import token_event
 from engine.request import Request
@@ -50,6 +51,7 @@ class DecodeActions:
         """Deadlines of live rooms."""
         self.answers = Answers(memory=memory, clock=ports.clock, send=ports.send)
         self.counters = DecodeCounters(messages=self.answers.counters)
+        self.traffic = TrafficBook()
         self._ports = ports
         self._memory = memory
         self._queue = queue
@@ -130,6 +132,7 @@ class DecodeActions:
 
     def count_fetched(self, result: FetchResult, num_pages: int) -> None:
         """A copy is over."""
+        self.traffic.count(result, linked=result.peer in self.links)
         if result.ok:
             self.counters.fetched_pages += num_pages
             self.counters.fetched_bytes += result.bytes

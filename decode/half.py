@@ -22,6 +22,7 @@ from decode.counters import DecodeCounters, DecodeStage
 from decode.grants import GrantQueue
 from decode.ports import DecodePorts, Fetcher, JobKey
 from decode.rooms import DECODE_TABLE, DecodeEvent, DecodeRoom, DecodeState
+from decode.traffic import TrafficBook
 from engine.engine import Engine, RequestTooLong
 from engine.outputs import StepOutput
 from engine.request import Request
@@ -111,6 +112,10 @@ class DecodeHalf:
         return self._actions.counters
 
     @property
+    def traffic(self) -> TrafficBook:
+        return self._actions.traffic
+
+    @property
     def num_waiting(self) -> int:
         """Open rooms that wait for pages."""
         return len(self._queue)
@@ -150,6 +155,7 @@ class DecodeHalf:
         links = self._actions.links
         for address in [address for address, known in links.items() if known == link]:
             del links[address]
+            self._actions.traffic.forget(address)
         for room, record in list(self.rooms.items()):
             if record.router == link:
                 self._fire(DecodeEvent.ROUTER_LOST, room)

@@ -66,3 +66,24 @@ def test_a_replica_reports_load_rooms_counters_and_stages() -> None:
     readings = list(replica.collect())
     assert find(readings, "replica_rooms", half="decode", state="running").value == 0.0, "not stuck at its last value"
     assert find(readings, "replica_stage_seconds_count", stage="transfer").value == 2, "observations add up"
+
+
+def test_transfers_are_told_by_transport_for_ever_and_by_peer_while_it_is_there() -> None:
+    traffic = {"copies": 4, "failures": 1, "bytes": 4096, "seconds": 0.5, "queue_seconds": 0.25}
+    latest = {
+        "transfers": [{"transport": "shm", **traffic}],
+        "peer_transfers": [{"transport": "shm", "peer": "prefill-7", **traffic}],
+    }
+    reporter = Reporter(latest, [])
+    replica = ReplicaReadings(reporter)
+    readings = list(replica.collect())
+    total = find(readings, "replica_transfer_bytes", transport="shm")
+    assert (total.value, total.grows, total.labels) == (4096.0, True, {"transport": "shm"})
+    assert find(readings, "replica_transfer_queue_seconds").value == 0.25
+    peer = find(readings, "replica_peer_transfers", transport="shm", peer="prefill-7")
+    assert (peer.value, peer.grows) == (4.0, False), "a counter would stay in Ray for ever"
+
+    reporter.latest = latest | {"peer_transfers": []}
+    names = [each.name for each in replica.collect()]
+    assert "replica_transfers" in names
+    assert not any(name.startswith("replica_peer_") for name in names)

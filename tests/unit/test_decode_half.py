@@ -134,6 +134,11 @@ def test_a_room_is_joined_reserved_copied_admitted_and_finished() -> None:
     assert (counters.opened, counters.granted, counters.admitted, counters.finished) == (1, 1, 1, 1)
     assert (counters.fetches, counters.fetched_pages) == (2, 4)
     assert set(pair.decode.stages) == set(DecodeStage)
+    ((peer, transport, traffic),) = pair.half.traffic.by_peer()
+    assert (peer, transport, traffic.copies, traffic.failures) == (PREFILL, "test", 2, 0)
+    pair.half.link_lost(LINK)
+    assert not list(pair.half.traffic.by_peer())
+    assert pair.half.traffic.by_transport["test"].copies == 2
 
 
 def test_one_link_serves_all_rooms_of_a_replica_until_it_is_lost() -> None:
