@@ -142,7 +142,7 @@ class ClientHandshake:
 
     def _receive(self, limit: int) -> bytes:
         assert self._sock is not None
-        if self._want is Want.PAGES:
+        if self._want is not Want.MEMORY:
             return self._sock.recv(limit)
         data, fds, _, _ = socket.recv_fds(self._sock, limit, 1, socket.MSG_CMSG_CLOEXEC)
         self._fds += fds

@@ -9,7 +9,6 @@ a page.
 
 from __future__ import annotations
 
-import logging
 import secrets
 import socket
 import time
@@ -17,17 +16,12 @@ from collections.abc import Callable, Sequence
 
 from protocol.handshake import RegionTicket
 from transfer.door import Door
-from transfer.io_loop import READ, IoLoop
+from transfer.io_loop import IoLoop
+from transfer.lobby import Lobby, listen_tcp, resolve
 from transfer.memory import SharedMemory, host_id
-from transfer.serving import ServedRegion, ServerConnection
+from transfer.serving import ServedRegion
 from transfer.transport import TransferTimings
 from transfer.wire import Want
-
-logger = logging.getLogger(__name__)
-
-_MAX_UNPROVED = 64
-_MAX_CONNECTIONS = 1024
-_ACCEPT_PAUSE_S = 0.5
 
 
 class PageServer:
@@ -63,17 +57,14 @@ class PageServer:
             raise ValueError("the cluster secret is empty; pages are only served to those who know one")
         if not 0 <= boot < 2**64:
             raise ValueError(f"boot {boot} is not an unsigned 64-bit number")
-        self._region = ServedRegion(
+        region = ServedRegion(
             view=memory.view, fd=memory.fd, page_bytes=page_bytes, num_pages=num_pages, boot=boot, secret=secret
         )
-        self._clock = clock
         self._timings = timings or TransferTimings()
-        self._unproved: dict[ServerConnection, None] = {}  # oldest first
-        self._proved: set[ServerConnection] = set()
-        tcp_host = _resolve(host)
-        self._tcp = _listen_tcp(_resolve(bind_host or host))
+        tcp_host = resolve(host)
+        tcp = listen_tcp(resolve(bind_host or host))
         shm_socket = f"pd-serve-{secrets.token_hex(12)}"
-        self._unix = _listen_unix(shm_socket)
+        unix = _listen_unix(shm_socket)
         self._ticket = RegionTicket(
             num_pages=num_pages,
             page_bytes=page_bytes,
@@ -81,12 +72,15 @@ class PageServer:
             host_id=host_id(),
             shm_socket=shm_socket,
             tcp_host=tcp_host,
-            tcp_port=self._tcp.getsockname()[1],
+            tcp_port=tcp.getsockname()[1],
             doors={door.name: door.address() for door in doors},
         )
         self._closed = False
         self._loop = IoLoop(name="page-server", clock=clock)
-        self._loop.call_soon(self._watch_listeners)
+        self._lobby = Lobby(
+            self._loop, {Want.PAGES: tcp, Want.MEMORY: unix}, region, clock=clock, timings=self._timings
+        )
+        self._loop.call_soon(self._lobby.open)
 
     def ticket(self) -> RegionTicket:
         """How peers reach this pool."""
@@ -95,97 +89,15 @@ class PageServer:
     @property
     def num_connections(self) -> int:
         """Connections open now, proved or not."""
-        return len(self._unproved) + len(self._proved)
+        return self._lobby.num_connections
 
     def close(self) -> None:
         """Stop listening and drop every connection. Raises `TimeoutError` when the thread does not end."""
         if self._closed:
             return
         self._closed = True
-        self._loop.call_soon(self._shut)
+        self._loop.call_soon(self._lobby.shut)
         self._loop.close(timeout_s=self._timings.close_s)
-
-    # ---- in the loop's thread -----------------------------------------------------------------------------
-
-    def _watch_listeners(self) -> None:
-        if self._closed:
-            return
-        self._loop.watch(self._tcp, READ, lambda: self._accept(self._tcp, Want.PAGES))
-        self._loop.watch(self._unix, READ, lambda: self._accept(self._unix, Want.MEMORY))
-
-    def _shut(self) -> None:
-        for listener in (self._tcp, self._unix):
-            self._loop.forget(listener)
-            listener.close()
-        for connection in [*self._unproved, *self._proved]:
-            connection.close("the server closes")
-
-    def _accept(self, listener: socket.socket, serves: Want) -> None:
-        try:
-            sock, _ = listener.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return
-        except OSError as error:  # out of descriptors: look again when some may be free
-            logger.warning("cannot accept a page connection: %s", error)
-            self._loop.forget(self._tcp)
-            self._loop.forget(self._unix)
-            self._loop.call_at(self._clock() + _ACCEPT_PAUSE_S, self._watch_listeners)
-            return
-        sock.setblocking(False)
-        if serves is Want.PAGES:
-            tune(sock)
-        connection = ServerConnection(
-            self._loop,
-            sock,
-            self._region,
-            serves=serves,
-            clock=self._clock,
-            timings=self._timings,
-            on_proved=self._on_proved,
-            on_closed=self._on_closed,
-        )
-        self._unproved[connection] = None
-        if len(self._unproved) > _MAX_UNPROVED:
-            next(iter(self._unproved)).close("too many connections without proof")
-        connection.start()
-
-    def _on_proved(self, connection: ServerConnection) -> None:
-        self._unproved.pop(connection, None)
-        self._proved.add(connection)
-        if len(self._proved) > _MAX_CONNECTIONS:
-            connection.close(f"more than {_MAX_CONNECTIONS} connections")
-
-    def _on_closed(self, connection: ServerConnection) -> None:
-        self._unproved.pop(connection, None)
-        self._proved.discard(connection)
-
-
-def tune(sock: socket.socket) -> None:
-    """No delay for small messages, and an end to connections whose host has gone. Buffer sizes are left to the kernel:
-    its own growth measured as fast on loopback as any fixed size, and goes far beyond them on long links."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-
-
-def _resolve(host: str) -> str:
-    """The numeric address, so that no peer ever waits for a name server."""
-    return str(socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][4][0])
-
-
-def _listen_tcp(address: str) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.bind((address, 0))
-        sock.listen(256)
-        sock.setblocking(False)
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 def _listen_unix(name: str) -> socket.socket:

@@ -131,6 +131,14 @@ class ServerConnection:
         self._payload.drop()
         self._on_closed(self)
 
+    def hand_over(self) -> tuple[socket.socket, bytes]:
+        """Give the proved connection's socket and key to the caller, who closes the socket; here it is over."""
+        assert self._state is _State.REQUEST, f"a page connection is handed over in {self._state}"
+        self._move_to(_State.CLOSED)
+        self._loop.forget(self._sock)
+        self._on_closed(self)
+        return self._sock, self._key
+
     # ---- receiving ----------------------------------------------------------------------------------------
 
     def _readable(self) -> None:

@@ -54,6 +54,8 @@ class Want(enum.IntEnum):
     """The file descriptor of the pool's memory."""
     PAGES = 2
     """Pages, request by request."""
+    GROUP = 3
+    """Requests, replies and the rendezvous of a process group that the pages themselves go through (dist/)."""
 
 
 class Status(enum.IntEnum):
