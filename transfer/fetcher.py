@@ -15,6 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Hashable
+from pathlib import Path
 
 from protocol.handshake import RegionTicket
 from protocol.rooms import PeerAddress
@@ -38,7 +39,7 @@ class PageFetcher:
 
     `layout` is our pool's fingerprint: only pools with an equal one have pages that mean the same. `num_threads`
     threads copy within the host, one more serves all sockets. `transport` restricts the choice; `auto` prefers shared
-    memory.
+    memory, `disk` takes pages out of `folder`.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class PageFetcher:
         secret: bytes,
         num_threads: int = 2,
         transport: TransportName = "auto",
+        ib_device: str = "",
+        folder: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
         faults: Faults | None = None,
         timings: TransferTimings | None = None,
@@ -60,7 +63,7 @@ class PageFetcher:
             raise ValueError(f"num_threads is {num_threads}; at least 1 is needed")
         if not secret:
             raise ValueError("the cluster secret is empty; peers serve pages only to those who know one")
-        ways = ways_of(transport)
+        ways = ways_of(transport, folder=folder)
         self._page_bytes = page_bytes
         self._num_pages = memory.nbytes // page_bytes
         self._layout = layout
@@ -80,8 +83,15 @@ class PageFetcher:
             num_threads=num_threads,
             clock=clock,
             timings=self._timings,
+            ib_device=ib_device,
+            folder=folder,
         )
-        self._transports = make_transports(ways, parts)
+        try:
+            self._transports = make_transports(ways, parts)
+        except Exception:
+            self._loop.close(timeout_s=self._timings.close_s)
+            self._landing.close()
+            raise
 
     # ---- peers --------------------------------------------------------------------------------------------
 
