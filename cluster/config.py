@@ -72,10 +72,31 @@ class ReplicaSection(Section):
 class TransferSection(Section):
     """How KV pages move from prefill to decode."""
 
-    transport: Literal["auto", "shm", "tcp"] = "auto"
-    """`auto`: shared memory within a host, TCP between hosts."""
+    transport: Literal["auto", "shm", "tcp", "disk"] = "auto"
+    """`auto`: shared memory within a host, TCP between hosts. `disk`: by way of `folder`."""
     checksum: bool = True
     num_threads: int = Field(default=1, ge=1)
+    folder: str | None = None
+    """Of `transport: disk`: on a disk that all replicas reach, under this name on every node. Who can write in it can
+    forge KV; pages lie there unencrypted, for at most ten minutes."""
+    folder_max_mb: int = Field(default=4096, ge=1)
+    """What each replica keeps in `folder`; the oldest pages go first."""
+
+    @model_validator(mode="after")
+    def _disk_has_what_it_needs(self) -> TransferSection:
+        if self.transport != "disk":
+            if self.folder is not None:
+                raise ValueError(
+                    f"folder is {self.folder!r}, but transport {self.transport!r} uses none; set transport: disk"
+                )
+        elif self.folder is None:
+            raise ValueError("transport is 'disk' and folder is not set; name a folder that all replicas can reach")
+        elif not self.checksum:
+            raise ValueError(
+                "transport is 'disk' and checksum is false: pages are found in the folder by their checksums; "
+                "set checksum: true"
+            )
+        return self
 
 
 class RouterSection(Section):

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -123,5 +124,7 @@ def _worker_config(config: ClusterConfig, role: ReplicaRole, secret: bytes) -> W
             transport=config.transfer.transport,
             checksum=config.transfer.checksum,
             num_threads=config.transfer.num_threads,
+            folder=None if config.transfer.folder is None else Path(config.transfer.folder),
+            folder_max_bytes=config.transfer.folder_max_mb << 20,
         ),
     )

@@ -14,18 +14,16 @@ import logging
 import queue
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from cluster.engine_thread import EngineThread, Event, Outbox
 from cluster.peer_links import PeerLinks
+from cluster.worker_config import TransferOptions, WorkerConfig
 from cluster.worker_state import StateReporter
 from decode.half import DecodeHalf
 from engine.audit import AuditReport
-from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.kv_spec import KVPool
 from engine.model.loader import load_model
@@ -34,45 +32,25 @@ from engine.stopping import stop_texts
 from prefill.half import PrefillHalf
 from protocol.endpoints import Identity, LinkServer
 from protocol.handshake import LinkRole
-from protocol.membership import Member, ReplicaRole
+from protocol.membership import Member
 from text.tokenizer import Tokenizer
 from transfer.checksum import page_checksums
+from transfer.disk.spool import Spool
+from transfer.doors import DoorParts, open_doors
 from transfer.fetcher import PageFetcher
 from transfer.memory import SharedMemory
 from transfer.prefault import Prefault
 from transfer.server import PageServer
 
+__all__ = ["ReplicaWorker", "TransferOptions", "WorkerConfig", "WorkerUnhealthy"]
+
 log = logging.getLogger(__name__)
+
+_DOOR_CLOSE_S = 10.0
 
 
 class WorkerUnhealthy(RuntimeError):
     """The engine thread has died or hangs, or there is no memory; only a new process helps."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransferOptions:
-    """How KV pages move between replicas."""
-
-    transport: Literal["auto", "shm", "tcp"] = "auto"
-    checksum: bool = True
-    num_threads: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerConfig:
-    """What one replica is told; `cluster/replica.py` derives it from the user's configuration."""
-
-    replica_id: str
-    role: ReplicaRole
-    model_path: Path
-    engine: EngineConfig
-    secret: bytes
-    dtype: str = "auto"
-    device: str = "cpu"
-    num_threads: int = 1
-    bind_host: str = "127.0.0.1"
-    advertise_host: str = "127.0.0.1"
-    transfer: TransferOptions = field(default_factory=TransferOptions)
 
 
 class ReplicaWorker:
@@ -103,6 +81,18 @@ class ReplicaWorker:
         config = self.config
         loop = asyncio.get_running_loop()
         inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._doors = open_doors(
+            config.transfer.transport,
+            DoorParts(
+                memory=self._memory,
+                page_bytes=self._spec.page_bytes,
+                replica_id=config.replica_id,
+                boot=self.boot,
+                folder=config.transfer.folder,
+                folder_max_bytes=config.transfer.folder_max_bytes,
+            ),
+        )
+        self._spools = [door for door in self._doors if isinstance(door, Spool)]
         self._pages = PageServer(
             memory=self._memory,
             page_bytes=self._spec.page_bytes,
@@ -112,6 +102,7 @@ class ReplicaWorker:
             bind_host=config.bind_host,
             boot=self.boot,
             secret=config.secret,
+            doors=self._doors,
         )
         self._fetcher = PageFetcher(
             memory=self._memory,
@@ -120,6 +111,7 @@ class ReplicaWorker:
             secret=config.secret,
             num_threads=config.transfer.num_threads,
             transport=config.transfer.transport,
+            folder=config.transfer.folder,
         )
         self._links = PeerLinks(
             secret=config.secret,
@@ -226,6 +218,8 @@ class ReplicaWorker:
         await asyncio.to_thread(self._thread.stop)
         await asyncio.to_thread(self._fetcher.close)
         await asyncio.to_thread(self._pages.close)
+        for door in self._doors:
+            await asyncio.to_thread(door.close, timeout_s=_DOOR_CLOSE_S)
         await asyncio.to_thread(self._prefault.stop)
         self._memory.close()
 
@@ -237,6 +231,10 @@ class ReplicaWorker:
         self._links.close()
 
     def _checksums(self, pages: Sequence[int]) -> list[int]:
+        """Of pages that are about to be offered; on the engine thread."""
         if not self.config.transfer.checksum:
             return [0] * len(pages)
-        return page_checksums(self._memory.view, self._spec.page_bytes, pages)
+        checksums = page_checksums(self._memory.view, self._spec.page_bytes, pages)
+        for spool in self._spools:
+            spool.offer(pages, checksums)
+        return checksums

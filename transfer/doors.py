@@ -1,0 +1,51 @@
+"""Which doors a replica opens to its pool, by the name of its transport: the serving side of `choice.py`.
+
+Shared memory and TCP need none, the page server has them. What a door needs is imported only where it is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from transfer.choice import TransportName, ways_of
+from transfer.disk.packs import SpoolLimits
+from transfer.disk.spool import Spool
+from transfer.door import Door
+from transfer.memory import SharedMemory
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoorParts:
+    """What a replica gives each of its doors."""
+
+    memory: SharedMemory
+    """Must outlive the doors."""
+    page_bytes: int
+    replica_id: str
+    boot: int
+    folder: Path | None = None
+    """That `disk` shares with the peers."""
+    folder_max_bytes: int = SpoolLimits.max_bytes
+
+
+def open_doors(name: TransportName, parts: DoorParts) -> list[Door]:
+    """A door for each way of `name` that needs one; they are the caller's. Raises `ValueError` for one that cannot be
+    opened."""
+    return [_OPENERS[way](parts) for way in ways_of(name, folder=parts.folder) if way in _OPENERS]
+
+
+def _disk(parts: DoorParts) -> Door:
+    assert parts.folder is not None, "checked by `ways_of`"
+    return Spool(
+        folder=parts.folder,
+        view=parts.memory.view,
+        page_bytes=parts.page_bytes,
+        replica_id=parts.replica_id,
+        boot=parts.boot,
+        limits=SpoolLimits(max_bytes=parts.folder_max_bytes),
+    )
+
+
+_OPENERS: Mapping[str, Callable[[DoorParts], Door]] = {"disk": _disk}
