@@ -8,23 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
 from transfer.disk.folders import check_shared
+from transfer.dist.orders import BackendName
 from transfer.io_loop import IoLoop
 from transfer.landing import Landing
 from transfer.shm import ShmTransport
 from transfer.tcp import TcpTransport
 from transfer.transport import TransferTimings, Transport
 
-TransportName = Literal["auto", "shm", "tcp", "disk", "mooncake"]
+TransportName = Literal["auto", "shm", "tcp", "disk", "mooncake", "gloo", "nccl"]
 
 _WAYS: Mapping[TransportName, tuple[str, ...]] = {
     "auto": ("shm", "tcp"),
     "shm": ("shm",),
     "tcp": ("tcp",),
     "mooncake": ("mooncake", "tcp"),
+    "gloo": ("gloo", "tcp"),
+    "nccl": ("nccl", "tcp"),
     "disk": ("disk",),
 }
 
@@ -93,4 +97,19 @@ def _mooncake(parts: TransportParts) -> Transport:
     )
 
 
-_MAKERS: Mapping[str, Callable[[TransportParts], Transport]] = {"shm": _shm, "tcp": _tcp, "disk": _disk, "mooncake": _mooncake}
+def _group(backend: BackendName, parts: TransportParts) -> Transport:
+    from transfer.dist.transport import GroupTransport
+
+    return GroupTransport(
+        backend, parts.loop, parts.landing, secret=parts.secret, clock=parts.clock, timings=parts.timings
+    )
+
+
+_MAKERS: Mapping[str, Callable[[TransportParts], Transport]] = {
+    "shm": _shm,
+    "tcp": _tcp,
+    "disk": _disk,
+    "mooncake": _mooncake,
+    "gloo": partial(_group, "gloo"),
+    "nccl": partial(_group, "nccl"),
+}

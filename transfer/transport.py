@@ -30,6 +30,11 @@ class TransferTimings:
     """A server lets go of a receiver that takes no byte for this long."""
     close_s: float = 10.0
     """A closing server or fetcher waits this long for its threads."""
+    join_s: float = 60.0
+    """From the start of two helper processes until their process group is there; loading torch takes them a second or
+    two, and many times that on a busy machine."""
+    piece_s: float = 10.0
+    """Within which a process group moves each piece of a copy, 2 MB or one page; else it is given up."""
 
 
 class Transport(Protocol):

@@ -1,0 +1,95 @@
+"""The sending runner: sends the pages that the taker asks for out of the pool, which it can only read."""
+
+from __future__ import annotations
+
+import select
+import socket
+import warnings
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+
+from transfer.dist.groups import PairGroup, Pending
+from transfer.dist.orders import Channel, Joined, RunnerOrder
+from transfer.dist.store import receive_exactly
+from transfer.memory import PeerMemory
+from transfer.wire import (
+    REQUEST_BYTES,
+    Reply,
+    RequestHead,
+    Status,
+    WireError,
+    decode_request_head,
+    decode_runs,
+    encode_reply,
+)
+
+
+class Giver:
+    """Runs in its process's only thread. `limited(seconds)` ends the process when its block takes longer."""
+
+    def __init__(
+        self,
+        order: RunnerOrder,
+        channel: Channel,
+        connection: socket.socket,
+        group: PairGroup,
+        pool: PeerMemory,
+        limited: Callable[[float], AbstractContextManager[None]],
+    ) -> None:
+        self._order = order
+        self._channel = channel
+        self._connection = connection
+        self._group = group
+        self._limited = limited
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is read-only is what is wanted
+            self._pages = torch.frombuffer(pool.view, dtype=torch.uint8)
+        self._last_job = 0
+        self._pending: deque[Pending] = deque()
+
+    def run(self) -> None:
+        """Return when the replica or the taker is gone. Raises for all else."""
+        self._channel.send(Joined())
+        poll = select.poll()
+        for sock in (self._channel.sock, self._connection):
+            poll.register(sock, select.POLLIN)
+        while True:
+            full = len(self._pending) == self._order.num_slots
+            ready = [] if full else [fd for fd, _ in poll.poll(0 if self._pending else None)]
+            if self._channel.sock.fileno() in ready:
+                return  # a giver is told nothing more: that is the end of the replica
+            if ready and not self._connection.recv(1, socket.MSG_PEEK):
+                return
+            with self._limited(self._order.piece_s):
+                if ready:
+                    self._answer()
+                else:
+                    self._pending.popleft().wait()
+
+    def _answer(self) -> None:
+        order = self._order
+        head = decode_request_head(receive_exactly(self._connection, REQUEST_BYTES))
+        if head.boot != order.boot or head.job <= self._last_job:
+            raise WireError(f"request {head.job} to boot {head.boot}: not the next one of this connection")
+        if not 0 < head.num_runs <= order.slot_pages:
+            raise WireError(f"a request of {head.num_runs} runs, where a piece has {order.slot_pages} pages at most")
+        self._last_job = head.job
+        runs = decode_runs(order.key, head, receive_exactly(self._connection, head.runs_bytes))
+        status = Status.OK if self._are_pages(runs, head) else Status.BAD_PAGES
+        sent = head.num_pages if status is Status.OK else 0
+        reply = Reply(status=status, boot=order.boot, job=head.job, num_pages=sent, byte_length=sent * order.page_bytes)
+        self._connection.sendall(encode_reply(order.key, reply))
+        if sent:
+            size = order.page_bytes
+            parts = [self._pages[first * size : (first + count) * size] for first, count in runs]
+            self._pending.append(self._group.send(parts, job=head.job))
+
+    def _are_pages(self, runs: list[tuple[int, int]], head: RequestHead) -> bool:
+        """Whether the runs lie in the pool, fit a piece, and add up to what the head says."""
+        order = self._order
+        inside = all(count > 0 and first + count <= order.num_pages for first, count in runs)
+        total = sum(count for _, count in runs)
+        return inside and total == head.num_pages <= order.slot_pages and total * order.page_bytes == head.byte_length

@@ -1,0 +1,104 @@
+"""What a replica and its helper process tell each other: one message per packet of a Unix socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+_MAX_BYTES = 64 << 10
+_MAX_FDS = 2
+
+BackendName = Literal["gloo", "nccl"]
+
+
+class RunnerOrder(msgspec.Struct, frozen=True, tag="order"):
+    """The first message to a runner. Descriptors come along: the authenticated connection to the other runner, and for
+    a giver the pool's memory."""
+
+    role: Literal["take", "give"]
+    backend: BackendName
+    key: bytes
+    """Of the connection (`wire.connection_key`)."""
+    boot: int
+    """Of the serving replica."""
+    num_pages: int
+    page_bytes: int
+    slot_pages: int
+    """The largest piece."""
+    num_slots: int
+    """Pieces under way at a time."""
+    join_s: float
+    piece_s: float
+
+    @property
+    def slot_bytes(self) -> int:
+        return self.slot_pages * self.page_bytes
+
+
+class TakePiece(msgspec.Struct, frozen=True, tag="take"):
+    """To a taker: have the pages of `runs` sent, into `slot`. Job numbers rise."""
+
+    job: int
+    slot: int
+    runs: list[tuple[int, int]]
+
+
+class Joined(msgspec.Struct, frozen=True, tag="joined"):
+    """From a runner: the group is there. A taker's memory comes along: `num_slots` slots, one after the other."""
+
+
+class Landed(msgspec.Struct, frozen=True, tag="landed"):
+    """From a taker: this piece is in its slot. Pieces land in the order in which they were asked for."""
+
+    job: int
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """From a runner, which ends: why."""
+
+    error: str
+
+
+ToRunner = RunnerOrder | TakePiece
+FromRunner = Joined | Landed | Failed
+
+
+class ChannelError(Exception):
+    """The other end is gone, or does not listen, or talks nonsense."""
+
+
+class Channel:
+    """One end; owns `sock`. Not blocking at the replica's end, blocking at the runner's."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(ToRunner | FromRunner)
+
+    def send(self, message: ToRunner | FromRunner, fds: Sequence[int] = ()) -> None:
+        try:
+            socket.send_fds(self.sock, [self._encoder.encode(message)], list(fds), socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise ChannelError(f"the other end takes no message: {error}") from error
+
+    def receive(self) -> tuple[ToRunner | FromRunner, list[int]]:
+        """The next message and its descriptors, the caller's to close. Raises `BlockingIOError` when there is none
+        yet."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self.sock, _MAX_BYTES, _MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise ChannelError(str(error)) from error
+        try:
+            if not data:
+                raise ChannelError("the other end is gone")
+            return self._decoder.decode(data), fds
+        except (ChannelError, msgspec.MsgspecError) as error:
+            for fd in fds:
+                os.close(fd)
+            raise ChannelError(str(error)) from error
