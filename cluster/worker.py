@@ -86,8 +86,12 @@ class ReplicaWorker:
             DoorParts(
                 memory=self._memory,
                 page_bytes=self._spec.page_bytes,
+                num_pages=config.engine.num_pages,
                 replica_id=config.replica_id,
                 boot=self.boot,
+                secret=config.secret,
+                host=config.advertise_host,
+                bind_host=config.bind_host,
                 folder=config.transfer.folder,
                 folder_max_bytes=config.transfer.folder_max_bytes,
             ),

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from transfer.choice import TransportName, ways_of
 from transfer.disk.packs import SpoolLimits
 from transfer.disk.spool import Spool
+from transfer.dist.orders import BackendName
 from transfer.door import Door
 from transfer.memory import SharedMemory
 
@@ -23,8 +25,13 @@ class DoorParts:
     memory: SharedMemory
     """Must outlive the doors."""
     page_bytes: int
+    num_pages: int
     replica_id: str
     boot: int
+    secret: bytes
+    host: str
+    """That peers reach this machine by."""
+    bind_host: str
     folder: Path | None = None
     """That `disk` shares with the peers."""
     folder_max_bytes: int = SpoolLimits.max_bytes
@@ -48,4 +55,23 @@ def _disk(parts: DoorParts) -> Door:
     )
 
 
-_OPENERS: Mapping[str, Callable[[DoorParts], Door]] = {"disk": _disk}
+def _group(backend: BackendName, parts: DoorParts) -> Door:
+    from transfer.dist.door import GroupDoor
+
+    return GroupDoor(
+        backend,
+        memory=parts.memory,
+        page_bytes=parts.page_bytes,
+        num_pages=parts.num_pages,
+        host=parts.host,
+        bind_host=parts.bind_host,
+        boot=parts.boot,
+        secret=parts.secret,
+    )
+
+
+_OPENERS: Mapping[str, Callable[[DoorParts], Door]] = {
+    "disk": _disk,
+    "gloo": partial(_group, "gloo"),
+    "nccl": partial(_group, "nccl"),
+}
