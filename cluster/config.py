@@ -72,8 +72,9 @@ class ReplicaSection(Section):
 class TransferSection(Section):
     """How KV pages move from prefill to decode."""
 
-    transport: Literal["auto", "shm", "tcp", "disk"] = "auto"
-    """`auto`: shared memory within a host, TCP between hosts. `disk`: by way of `folder`."""
+    transport: Literal["auto", "shm", "tcp", "gloo", "nccl", "disk"] = "auto"
+    """`auto`: shared memory within a host, TCP between hosts. `gloo`, `nccl`: torch.distributed, TCP where that fails.
+    `disk`: by way of `folder`."""
     checksum: bool = True
     num_threads: int = Field(default=1, ge=1)
     folder: str | None = None
