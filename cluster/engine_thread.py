@@ -42,6 +42,7 @@ from protocol.rooms import (
     OpenDecode,
     OpenGenerate,
     OpenPrefill,
+    Phases,
     Reservation,
     Room,
     StepFrame,
@@ -83,29 +84,32 @@ Outgoing = list[tuple[str, Message]]
 
 
 class Outbox:
-    """Gathers what the halves send during one pass: messages in order, and one step frame per router."""
+    """Gathers what the halves send during one pass: messages in order, and one step frame per router. Phases go before
+    the tokens, as a room's last token ends it for the router."""
 
     def __init__(self) -> None:
+        self._phases: Outgoing = []
         self._messages: Outgoing = []
         self._tokens: dict[str, list[TokenEvent]] = defaultdict(list)
 
     def send(self, link_id: str, message: Message) -> None:
-        self._messages.append((link_id, message))
+        (self._phases if isinstance(message, Phases) else self._messages).append((link_id, message))
 
     def emit(self, link_id: str, event: TokenEvent) -> None:
         self._tokens[link_id].append(event)
 
     def take(self, load_now: Callable[[], Load], *, report_to: frozenset[str] = frozenset()) -> Outgoing:
-        """Everything gathered, tokens first: a client waits for them. Routers in `report_to` get a frame anyway."""
-        if not (self._messages or self._tokens or report_to):
+        """Everything gathered, tokens before messages: a client waits for them. Routers in `report_to` get a frame
+        anyway."""
+        if not (self._messages or self._tokens or self._phases or report_to):
             return []
-        outgoing: Outgoing = []
+        outgoing: Outgoing = self._phases
         if self._tokens or report_to:
             load = load_now()
             for link_id in self._tokens.keys() | report_to:
                 outgoing.append((link_id, StepFrame(self._tokens.get(link_id, []), load)))
         outgoing += self._messages
-        self._messages = []
+        self._phases, self._messages = [], []
         self._tokens.clear()
         return outgoing
 

@@ -14,6 +14,7 @@ from decode.grants import GrantQueue
 from decode.intake import PageIntake
 from decode.ports import DecodePorts
 from decode.rooms import DECODE_ENDINGS, DecodeAction, DecodeEvent, DecodeRoom, DecodeState
+from decode.timelines import Timelines
 from decode.traffic import TrafficBook
 from engine.engine import RequestTooLong
 from engine.events import token_event
@@ -52,6 +53,7 @@ class DecodeActions:
         self.answers = Answers(memory=memory, clock=ports.clock, send=ports.send)
         self.counters = DecodeCounters(messages=self.answers.counters)
         self.traffic = TrafficBook()
+        self.timelines = Timelines(clock=ports.clock, unix_time=ports.unix_time, send=ports.send)
         self._ports = ports
         self._memory = memory
         self._queue = queue
@@ -123,6 +125,8 @@ class DecodeActions:
     def emit(self, record: DecodeRoom) -> None:
         """Send the room's newest token to its router."""
         assert record.output is not None
+        if record.timeline is not None:
+            self.timelines.token(record)
         self._ports.emit(record.router, token_event(record.output, record.room))
 
     def report(self, stage: DecodeStage, seconds: float) -> None:
@@ -168,6 +172,8 @@ class DecodeActions:
             state=DecodeState.QUEUED if receives else DecodeState.RUNNING,
             address=opening.prefill if isinstance(opening, OpenDecode) else None,
         )
+        if job.timeline:
+            self.timelines.begin(self.rooms[room])
         self._memory.begin(room)
         self.timers.set(room, now + opening.ttl_ms / 1000)
         if receives:
@@ -200,6 +206,8 @@ class DecodeActions:
             self.answers.duplicate()
             return
         record.handoff = handoff
+        if record.timeline is not None:
+            record.timeline.handed_over(self._ports.clock())
         self._queue.changed()
 
     def _reserved(self, record: DecodeRoom) -> None:
@@ -209,6 +217,8 @@ class DecodeActions:
         self._queue.leave(record)
         record.intake.begin(held)
         record.granted_at = record.progress_at = now
+        if record.timeline is not None:
+            record.timeline.granted(now)
         self.counters.granted += 1
         self.counters.held_pages += held
         self.report(DecodeStage.RESERVE_WAIT, now - record.opened_at)
@@ -225,6 +235,8 @@ class DecodeActions:
         record.jobs[number] = [index for index, _, _ in batch]
         targets = record.request.pages
         self.counters.fetches += 1
+        if record.timeline is not None:
+            record.timeline.copy_begun(number, self._ports.clock())
         self._ports.fetcher.fetch(
             FetchJob(
                 key=(record.room, number),
@@ -241,6 +253,8 @@ class DecodeActions:
         self.counters.revocations += 1
         self._ports.engine.unreserve(record.request)
         record.queued_at = self._ports.clock()
+        if record.timeline is not None:
+            record.timeline.revoked(record.queued_at)
         self._queue.enter(record)
 
     def _admit(self, record: DecodeRoom) -> None:
@@ -280,6 +294,8 @@ class DecodeActions:
         """The router decides what follows."""
         code = DECODE_ENDINGS[cause.event].code
         self.counters.failures[code] += 1
+        if cause.record is not None:
+            self.timelines.tell(cause.record)
         self._ports.send(
             cause.record.router if cause.record else cause.link, RoomFailed(cause.room, code, cause.detail)
         )

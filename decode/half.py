@@ -146,6 +146,8 @@ class DecodeHalf:
         room, number = cast(JobKey, result.key)
         record = self.rooms[room]
         pages = record.jobs.pop(number)
+        if record.timeline is not None:
+            record.timeline.copy_ended(number, result)
         self._actions.count_fetched(result, len(pages))
         event = DecodeEvent.FETCHED if result.ok else DecodeEvent.FETCH_FAILED
         self._fire(event, room, detail=result.error or "", pages=pages)
@@ -175,9 +177,11 @@ class DecodeHalf:
                     break
                 self._fire(DecodeEvent.REVOKED, victim.room)
                 self._grant(now)
+        self._actions.timelines.ticked()
 
     def after_step(self, output: StepOutput) -> None:
         """Pass on what the engine did. Requests that are not this half's are left alone."""
+        self._actions.timelines.stepped()
         for token in output.tokens:
             record = self._record_of(token.request)
             if record is None:

@@ -13,6 +13,7 @@ import enum
 from dataclasses import dataclass, field
 
 from decode.intake import PageIntake
+from decode.timeline import DecodeTimeline
 from engine.outputs import TokenOutput
 from engine.request import Request
 from protocol.rooms import AbortReason, FailureCode, Handoff, Message, Offer, PeerAddress, Room
@@ -88,6 +89,7 @@ class DecodeAction(enum.Enum):
     DELIVERED = "Delivered"
     ADMIT = "admit"
     EMIT = "token to router"
+    """The last one after the room's phases, where they were asked for."""
     QUARANTINE = "quarantine pages"
     """And ask the copies to end."""
     FREE = "free pages"
@@ -99,6 +101,7 @@ class DecodeAction(enum.Enum):
     FORGET = "forget"
     """Nothing but the tombstone is left."""
     FAIL = "RoomFailed"
+    """After the phases so far, where they were asked for."""
     TELL_PREFILL = "Abort to prefill"
 
 
@@ -268,6 +271,8 @@ class DecodeRoom:
     """The newest token."""
     owed: list[str] = field(default_factory=list)
     """Links whose abort is to be acknowledged when the pages are drained."""
+    timeline: DecodeTimeline | None = None
+    """None unless its router asked for one."""
 
     @property
     def is_complete(self) -> bool:

@@ -16,8 +16,10 @@ from engine.request import Request, RequestStatus
 from prefill.ahead import AheadLimit
 from prefill.counters import PrefillCounters, PrefillStage
 from prefill.offers import Offers
-from prefill.rooms import PREFILL_ENDINGS, PrefillAction, PrefillEvent, PrefillRoom
+from prefill.rooms import PREFILL_ENDINGS, PrefillAction, PrefillEvent, PrefillRoom, PrefillState
+from prefill.timeline import PrefillTimeline
 from protocol.answers import Answers
+from protocol.phases import PhaseLog
 from protocol.room_memory import RoomMemory
 from protocol.rooms import (
     Abort,
@@ -25,6 +27,7 @@ from protocol.rooms import (
     Handoff,
     Message,
     OpenPrefill,
+    Phases,
     Reservation,
     Room,
     RoomFailed,
@@ -167,6 +170,8 @@ class PrefillActions:
             opened_at=now,
             deadline=now + opening.ttl_ms / 1000,
         )
+        if job.timeline:
+            record.timeline = PrefillTimeline(PhaseLog(self._ports.clock, self._ports.unix_time), opened_at=now)
         self.counters.opened += 1
         self.rooms[room] = record
         self._memory.begin(room)
@@ -180,6 +185,10 @@ class PrefillActions:
             return
         record.decode = cause.link
         record.offered = range(0)
+        if record.timeline is not None:
+            record.timeline.joined(self._ports.clock())
+            if record.state is PrefillState.RETAINED:  # its first token has gone without this
+                self._tell_phases(record)
 
     def _note_reserved(self, cause: Cause) -> None:
         record, reservation = cause.live, cause.message
@@ -193,6 +202,9 @@ class PrefillActions:
     def _emit_token(self, record: PrefillRoom) -> None:
         assert record.first is not None
         record.computed_at, record.retained_at = self._ports.unix_time(), self._ports.clock()
+        if record.timeline is not None:
+            record.timeline.sampled(record.retained_at)
+            self._tell_phases(record)
         self._ports.emit(record.router, token_event(record.first, record.room))
         self.report(PrefillStage.FIRST_TOKEN, record.retained_at - record.opened_at)
 
@@ -243,9 +255,17 @@ class PrefillActions:
         """The router decides what follows."""
         code = PREFILL_ENDINGS[cause.event].code
         self.counters.failures[code] += 1
+        if cause.record is not None:
+            self._tell_phases(cause.record)
         self._ports.send(
             cause.record.router if cause.record else cause.link, RoomFailed(cause.room, code, cause.detail)
         )
+
+    def _tell_phases(self, record: PrefillRoom) -> None:
+        """What the router has not heard of where the time went, if it asked."""
+        phases = record.timeline.take() if record.timeline is not None else []
+        if phases:
+            self._ports.send(record.router, Phases(record.room, phases))
 
     def _tell_decode(self, cause: Cause) -> None:
         """Without a join there is nobody to tell: the tombstone answers it when it comes."""

@@ -87,6 +87,8 @@ class PrefillHalf:
         )
         self._actions = PrefillActions(ports, memory=self._memory, ahead=self._ahead, lease_s=lease_s)
         self._draining = False
+        self._ticked_at = 0.0
+        """When the last `tick` ended, and with it all that comes before a step."""
 
     # ---- what the owner calls -------------------------------------------------------------------------------
 
@@ -152,9 +154,14 @@ class PrefillHalf:
         self._actions.answers.turn_away_overdue()
         self._place(now)
         self.counters.offered_pages += self._actions.offers.send_due()
+        self._ticked_at = self._clock()
 
     def after_step(self, output: StepOutput) -> None:
         """Pass on what the engine did. Requests that are not this half's are left alone."""
+        for request, _ in output.progress:
+            record = self._record_of(request)
+            if record is not None and record.timeline is not None:
+                record.timeline.stepped(self._ticked_at)
         for token in output.tokens:
             record = self._record_of(token.request)
             if record is not None:

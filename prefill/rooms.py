@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from engine.outputs import TokenOutput
 from engine.request import Request
+from prefill.timeline import PrefillTimeline
 from protocol.rooms import AbortReason, FailureCode, Room
 from protocol.transitions import Move, Transitions
 
@@ -73,6 +74,7 @@ class PrefillAction(enum.Enum):
     OFFER = "offer"
     """Offer the computed pages that are not offered yet, when joined: at the end of this pass."""
     EMIT = "token to router"
+    """After the phases up to it, where they were asked for."""
     HANDOFF = "Handoff"
     """When joined."""
     START_LEASE = "start lease"
@@ -82,6 +84,7 @@ class PrefillAction(enum.Enum):
     BAR = "tombstone that refuses the open"
     """The same for a room whose open has not come."""
     FAIL = "RoomFailed"
+    """After the phases not told yet, where they were asked for."""
     TELL_DECODE = "Abort to decode"
     """When joined; else the tombstone tells."""
 
@@ -227,6 +230,8 @@ class PrefillRoom:
     computed_at: float = 0.0
     """Unix time of the first token."""
     retained_at: float = 0.0
+    timeline: PrefillTimeline | None = None
+    """None unless its router asked for one."""
 
     @property
     def waits_for_reservation(self) -> bool:

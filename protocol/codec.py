@@ -23,6 +23,7 @@ from protocol.rooms import (
     OpenDecode,
     OpenGenerate,
     OpenPrefill,
+    Phases,
     Reservation,
     RoomFailed,
     StepFrame,
@@ -42,6 +43,7 @@ AnyMessage = (
     | Handoff
     | Delivered
     | StepFrame
+    | Phases
     | RoomFailed
     | Hello
     | Challenge

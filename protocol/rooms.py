@@ -11,6 +11,7 @@ from typing import Annotated
 
 import msgspec
 
+from protocol.phases import Phase
 from protocol.sampling import FinishReason, SamplingParams
 
 PROTOCOL_VERSION = 1
@@ -51,6 +52,8 @@ class Job(msgspec.Struct, frozen=True, array_like=True):
     """Tokens generated in earlier epochs that the router has logged: generation goes on after them."""
     namespace: str = ""
     """Prefix-cache namespace: nothing is shared between two of them."""
+    timeline: bool = False
+    """Whether the halves are to tell the router their `Phases`."""
 
 
 # ---- router -> replica: opening rooms -------------------------------------------------------------------------
@@ -208,6 +211,16 @@ class StepFrame(Message, frozen=True, tag="step"):
     load: Load
 
 
+class Phases(Message, frozen=True, tag="phases"):
+    """Replica -> router, about a room whose job asked for its timeline: phases that are over and were not told before.
+
+    Those of a half that ends come before its last token or its `RoomFailed`, over the same link.
+    """
+
+    room: Room
+    phases: list[Phase]
+
+
 class FailureCode(enum.Enum):
     """Why a replica gave a room up. `RETRYABLE` says which of these another epoch can mend."""
 
@@ -246,6 +259,6 @@ class RoomFailed(Message, frozen=True, tag="failed"):
 
 
 RouterToReplica = OpenPrefill | OpenDecode | OpenGenerate | Abort
-ReplicaToRouter = StepFrame | RoomFailed | Closed
+ReplicaToRouter = StepFrame | Phases | RoomFailed | Closed
 DecodeToPrefill = Join | Reservation | Delivered | Abort | Closed
 PrefillToDecode = Offer | Handoff | Abort | Closed

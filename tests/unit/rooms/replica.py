@@ -18,6 +18,7 @@ from protocol.rooms import (
     Message,
     OpenPrefill,
     PeerAddress,
+    Phases,
     Reservation,
     Room,
     RoomFailed,
@@ -183,9 +184,19 @@ class Replica:
         return pool_checksums(self.engine.pool, pages)
 
     def _send(self, wire: str, message: Message) -> None:
+        if isinstance(message, Phases):
+            self._check_phases(message)
+            return  # no router acts on them, so to deliver them would only make more schedules
         self._messages.append((wire, message))
         if isinstance(message, RoomFailed | Closed):
             self.final[message.room].add(type(message).__name__)
+
+    def _check_phases(self, message: Phases) -> None:
+        if self.final[message.room]:
+            raise LawBroken(f"{self.name}: phases of {message.room} after {self.final[message.room]}")
+        for phase in message.phases:
+            if phase.end_us < phase.start_us:
+                raise LawBroken(f"{self.name}: {message.room} has a phase that ends before it starts: {phase}")
 
     def _emit(self, wire: str, event: TokenEvent) -> None:
         room = Room(event.request_id, event.epoch)

@@ -48,7 +48,7 @@ class Asked:
     def job(self, logged: Sequence[int]) -> Job:
         stops = tuple(self.answer[:1]) if self.stops_early else ()
         sampling = SamplingParams(temperature=0.0, max_tokens=self.max_tokens, stop_token_ids=stops)
-        return Job(list(self.prompt), sampling, logged=list(logged))
+        return Job(list(self.prompt), sampling, logged=list(logged), timeline=True)
 
 
 @dataclass
