@@ -1,9 +1,9 @@
 """The memory behind a KV pool, and a peer's view of it.
 
 A pool's owner creates `SharedMemory`: an anonymous memory file (memfd), mapped once. It is sealed against being
-resized, so that a reader can never be killed by SIGBUS behind the file's end, and against any further writable
-mapping, so that only its owner can change it. The kernel frees it with its last mapping: nothing is left behind by
-`kill -9`, and no name is ever entered anywhere.
+resized, so that a reader can never be killed by SIGBUS behind the file's end, and, unless it was meant to be shared for
+writing, against any further writable mapping, so that only its owner can change it. The kernel frees it with its last
+mapping: nothing is left behind by `kill -9`, and no name is ever entered anywhere.
 
 A reader that was handed the file descriptor (`server.py`) makes a `PeerMemory` of it: read-only, and only after the
 seals and the size were found to be what the owner promised.
@@ -32,11 +32,12 @@ class SharedMemory:
     """`nbytes` of zeroed, page-aligned memory that peers on this host can be given to read.
 
     `prefault` takes the memory from the system at once; `Prefault` (prefault.py) does so later. Huge pages are used
-    where the system lends them. Raises `ValueError` for a size that is not positive and `MemoryError` when the system
-    has too little available: better here than by the kernel's killing somebody in the middle of a request.
+    where the system lends them. `shared_writable` lets another process that is handed `fd` write too. Raises
+    `ValueError` for a size that is not positive and `MemoryError` when the system has too little available: better here
+    than by the kernel's killing somebody in the middle of a request.
     """
 
-    def __init__(self, nbytes: int, *, prefault: bool = True) -> None:
+    def __init__(self, nbytes: int, *, prefault: bool = True, shared_writable: bool = False) -> None:
         if nbytes <= 0:
             raise ValueError(f"shared memory of {nbytes} bytes: the size must be positive")
         self.nbytes = nbytes
@@ -49,7 +50,7 @@ class SharedMemory:
             self._mapping = mmap.mmap(self.fd, nbytes)
             with contextlib.suppress(OSError):  # a wish: without it the pages are small
                 self._mapping.madvise(mmap.MADV_HUGEPAGE)
-            seals = _NO_RESIZE | _SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
+            seals = _NO_RESIZE | fcntl.F_SEAL_SEAL | (0 if shared_writable else _SEAL_FUTURE_WRITE)
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
         except OSError as error:
             os.close(self.fd)

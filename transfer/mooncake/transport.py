@@ -1,0 +1,280 @@
+"""Transport over mooncake-transfer-engine: peers' pages come into a bounce memory, and from there into their places.
+
+`__init__.py` says why. A peer's life here: it is known from `attach` to `detach`, and left alone for `retry_s` after a
+read from it failed (its copies then go another way at once). Copies run in a few threads of our own, the one with the
+least left first; each keeps two blocks under way, so that the library reads one while we verify the other. A stopped
+copy ends at the next turn of its thread, whatever the library is doing: only that thread writes into its pages.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from protocol.handshake import RegionTicket
+from transfer.copy_crew import CopyCrew
+from transfer.faults import InjectedFault
+from transfer.io_loop import IoLoop
+from transfer.jobs import PageCopy, Peer
+from transfer.landing import CopyStopped, Landing, LandingError
+from transfer.mooncake.bounce import START_S, Block, Bounce, BounceState
+from transfer.mooncake.messages import MAX_SPANS, DoorAddress
+from transfer.spans import Span, blocks, coalesce
+from transfer.transport import TransferTimings
+
+logger = logging.getLogger(__name__)
+
+_NUM_THREADS = 4
+"""They wait for the library most of the time: one that waits for a hung peer leaves the others."""
+_DEPTH = 2
+_SPARE_SLOTS = 4
+"""For the blocks of copies that were stopped, until the library is through with them."""
+_BLOCK_BYTES = 2 << 20
+_BLOCK_S = 10.0
+"""A block that takes longer has failed: its peer hangs, for all we know."""
+
+
+class _ReadFailed(Exception):
+    """The library did not bring what it was asked for."""
+
+
+@dataclass(kw_only=True, eq=False)
+class _Known:
+    """A peer as this transport knows it."""
+
+    address: DoorAddress
+    retry_at: float = float("-inf")
+    error: str = ""
+
+
+class MooncakeTransport:
+    """Implements `transport.Transport` for peers with a door of this name and our protocol. The constructor waits until
+    the library runs; raises `MooncakeUnavailable` where it cannot."""
+
+    name = "mooncake"
+
+    def __init__(
+        self,
+        loop: IoLoop,
+        landing: Landing,
+        *,
+        ib_device: str,
+        clock: Callable[[], float],
+        timings: TransferTimings,
+    ) -> None:
+        self._loop = loop
+        self._landing = landing
+        self._ib_device = ib_device
+        self._clock = clock
+        self._timings = timings
+        self._block_pages = max(1, min(_BLOCK_BYTES // landing.page_bytes, MAX_SPANS - 1))
+        self._changed = threading.Condition(threading.RLock())  # guards all that follows; taken before the crew's own
+        self._peers: dict[Peer, _Known] = {}
+        self._retry_at = float("-inf")  # when a process may be started again that could not be
+        self._bounce = self._new_bounce()
+        try:
+            self._bounce.wait_ready()
+        except Exception:
+            self._bounce.close(timeout_s=timings.close_s)
+            raise
+        self._bounce.watch()
+        self._crew = CopyCrew(num_threads=_NUM_THREADS, work=self._work)
+
+    @property
+    def pid(self) -> int:
+        """Of the library's process at present."""
+        return self._bounce.pid
+
+    def reaches(self, ticket: RegionTicket) -> bool:
+        return _address(ticket, rdma=bool(self._ib_device)) is not None
+
+    def attach(self, peer: Peer) -> None:
+        address = _address(peer.ticket, rdma=bool(self._ib_device))
+        if address is None:
+            return
+        with self._changed:
+            self._peers[peer] = _Known(address=address)
+            if self._bounce.state is BounceState.READY:
+                self._bounce.open(address)
+
+    def start(self, copy: PageCopy) -> None:
+        with self._changed:
+            known = self._peers.get(copy.peer)
+            if copy.stop_requested or known is None:
+                error = "stopped"
+            elif self._clock() < known.retry_at:
+                error = known.error
+            else:
+                self._crew.push(copy)
+                return
+        self._end_soon(copy, error)
+
+    def stop(self, copy: PageCopy) -> None:
+        copy.stop_requested = True
+        with self._changed:
+            self._changed.notify_all()
+            if not self._crew.remove(copy):
+                return  # running, and about to see the flag; or ended; or not started yet
+        self._end_soon(copy, "stopped")
+
+    def detach(self, peer: Peer) -> None:
+        with self._changed:
+            self._peers.pop(peer, None)
+
+    def close(self, *, timeout_s: float) -> None:
+        self._crew.close(timeout_s=timeout_s)
+        with self._changed:
+            self._peers.clear()
+            self._bounce.retire("the transport was closed")
+        self._close_unused(self._bounce, timeout_s=timeout_s)
+
+    # ---- the library's process ----------------------------------------------------------------------------
+
+    def _new_bounce(self) -> Bounce:
+        return Bounce(
+            self._loop,
+            ib_device=self._ib_device,
+            num_slots=_NUM_THREADS * _DEPTH + _SPARE_SLOTS,
+            block_bytes=self._block_pages * self._landing.page_bytes,
+            changed=self._changed,
+            on_ended=lambda bounce: self._close_unused(bounce, timeout_s=self._timings.close_s),
+        )
+
+    def _lease(self, copy: PageCopy) -> Bounce:
+        """A bounce that is ready, to be given back; a new one takes the place of one that is retired."""
+        with self._changed:
+            if self._bounce.state in (BounceState.RETIRED, BounceState.CLOSED):
+                if self._clock() < self._retry_at:
+                    raise _ReadFailed(self._bounce.error)
+                self._bounce = self._new_bounce()
+                self._bounce.watch()
+            bounce = self._bounce
+            self._wait(copy, lambda: bounce.state is not BounceState.STARTING, START_S, bounce)
+            if bounce.state is not BounceState.READY:
+                self._retry_at = self._clock() + self._timings.retry_s
+                raise _ReadFailed(bounce.error)
+            bounce.leases += 1
+            return bounce
+
+    def _give_back(self, bounce: Bounce) -> None:
+        with self._changed:
+            bounce.leases -= 1
+        self._close_unused(bounce, timeout_s=self._timings.close_s)
+
+    def _close_unused(self, bounce: Bounce, *, timeout_s: float) -> None:
+        with self._changed:
+            unused = bounce.take_unused()
+        if unused:
+            bounce.close(timeout_s=timeout_s)
+
+    # ---- copying, in the crew's threads -------------------------------------------------------------------
+
+    def _work(self, copy: PageCopy) -> None:
+        error: str | None = None
+        yielded = False
+        try:
+            bounce = self._lease(copy)
+            try:
+                yielded = self._copy(copy, bounce)
+            finally:
+                self._give_back(bounce)
+        except (CopyStopped, InjectedFault, LandingError, _ReadFailed) as failure:
+            error = str(failure)
+        except Exception as failure:  # a bug; the job must be answered all the same, and the thread live on
+            logger.exception("copying pages failed")
+            error = f"copying pages failed: {failure!r}"
+        if yielded:
+            with self._changed:
+                if not copy.stop_requested:
+                    self._crew.push(copy)
+                    return
+            error = "stopped"
+        copy.on_ended(copy, error)
+
+    def _copy(self, copy: PageCopy, bounce: Bounce) -> bool:
+        """Copy what is left of `copy`; True when it gave way to a shorter one before its end."""
+        with self._changed:
+            known = self._peers.get(copy.peer)
+        if known is None:
+            raise CopyStopped("detached")
+        if copy.started_at is None:
+            copy.started_at = self._clock()
+        job, done = copy.job, copy.done_pages
+        under_way: deque[Block] = deque()
+        yields = False
+        try:
+            for pages in blocks(
+                coalesce(job.source_pages[done:], job.target_pages[done:]), max_pages=self._block_pages
+            ):
+                if len(under_way) == _DEPTH:
+                    self._land(copy, known, bounce, under_way)
+                yields = self._crew.should_yield(copy)
+                if yields:
+                    break
+                under_way.append(self._begin(copy, known, bounce, pages))
+            while under_way:
+                self._land(copy, known, bounce, under_way)
+        finally:
+            with self._changed:
+                for block in under_way:
+                    bounce.release(block)
+        return yields
+
+    def _begin(self, copy: PageCopy, known: _Known, bounce: Bounce, pages: Sequence[Span]) -> Block:
+        with self._changed:
+            self._wait(copy, lambda: bounce.has_slot or bounce.dead, _BLOCK_S, bounce)
+            if bounce.dead:
+                raise _ReadFailed(bounce.error)
+            return bounce.begin(known.address, pages, copy.page_bytes)
+
+    def _land(self, copy: PageCopy, known: _Known, bounce: Bounce, under_way: deque[Block]) -> None:
+        """Bring the oldest block to its pages, when it is there."""
+        block, size = under_way[0], copy.page_bytes
+        with self._changed:
+            try:
+                self._wait(copy, lambda: block.done, _BLOCK_S, bounce)
+                if block.error is not None:
+                    raise _ReadFailed(block.error)
+            except _ReadFailed as failure:
+                known.error, known.retry_at = str(failure), self._clock() + self._timings.retry_s
+                raise
+        self._landing.before(copy, self.name)
+        landed, target, offset = bounce.landed(block), self._landing.bytes, 0
+        if bytes(landed[block.nbytes :]) != bytes.fromhex(known.address.identity):
+            raise _ReadFailed("another life of the peer's door answered; its ticket is out of date")
+        for _, to, length in block.spans:
+            target[to * size : (to + length) * size] = landed[offset : offset + length * size]
+            offset += length * size
+        del landed
+        with self._changed:
+            bounce.release(under_way.popleft())
+        self._landing.landed(copy, self.name, sum(span.length for span in block.spans))
+
+    def _wait(self, copy: PageCopy, until: Callable[[], bool], seconds: float, bounce: Bounce) -> None:
+        """Wait under the lock. Raises `CopyStopped`, or retires `bounce` and raises `_ReadFailed` when it takes too
+        long."""
+        over = self._changed.wait_for(lambda: copy.stop_requested or until(), seconds)
+        if copy.stop_requested:
+            raise CopyStopped("stopped")
+        if not over:
+            error = f"no answer from the library within {seconds} s"
+            bounce.retire(error)
+            raise _ReadFailed(error)
+
+    def _end_soon(self, copy: PageCopy, error: str) -> None:
+        self._loop.call_soon(lambda: copy.on_ended(copy, error))
+
+
+def _address(ticket: RegionTicket, *, rdma: bool) -> DoorAddress | None:
+    """Where a peer's door is; None when it has none that speaks our protocol."""
+    try:
+        address = msgspec.json.decode(ticket.doors.get("mooncake", ""), type=DoorAddress)
+        bytes.fromhex(address.identity)
+    except ValueError:  # a ticket from a replica of another version is no reason to fail
+        return None
+    return address if address.protocol == ("rdma" if rdma else "tcp") else None
