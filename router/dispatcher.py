@@ -10,7 +10,7 @@ import asyncio
 
 from protocol.codec import AnyMessage
 from protocol.endpoints import Identity
-from protocol.rooms import Closed, Job, RoomFailed, StepFrame
+from protocol.rooms import Closed, Job, Phases, RoomFailed, StepFrame
 from router.config import RouterConfig
 from router.errors import overloaded
 from router.generation import Generation, GenerationServices, GenerationState
@@ -19,6 +19,7 @@ from router.metrics import RouterMetrics
 from router.pairing import PairingPolicy, Route, RouteRequest
 from router.replica_view import ReplicaView
 from router.start_window import StartWindow
+from router.timeline import SequenceTimeline
 from router.token_stream import TokenStream
 
 
@@ -39,7 +40,15 @@ class Dispatcher:
         metrics.add_gauge("router_usable_replicas", "replicas that may be given rooms", self._usable)
 
     def generate(
-        self, *, request_id: str, job: Job, index: int, received_at: float, deadline: float, stream: TokenStream
+        self,
+        *,
+        request_id: str,
+        job: Job,
+        index: int,
+        received_at: float,
+        deadline: float,
+        stream: TokenStream,
+        timeline: SequenceTimeline | None = None,
     ) -> Generation:
         """Start one sequence; its `stream` gets all that goes wrong. Times are the running loop's."""
         loop = asyncio.get_running_loop()
@@ -58,6 +67,7 @@ class Dispatcher:
                 call_later=loop.call_later,
                 on_end=self._ended,
             ),
+            timeline=timeline,
         )
         self.generations[request_id] = generation
         generation.start()
@@ -93,6 +103,12 @@ class Dispatcher:
                 generation = self.generations.get(room.request_id)
                 if generation is not None:
                     generation.on_failed(message, view)
+                else:
+                    self._metrics.stale_messages.add()
+            case Phases(room):
+                generation = self.generations.get(room.request_id)
+                if generation is not None:
+                    generation.on_phases(message, view)
                 else:
                     self._metrics.stale_messages.add()
             case Closed():

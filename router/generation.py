@@ -19,7 +19,7 @@ from typing import Protocol
 
 import msgspec
 
-from protocol.rooms import RETRYABLE, AbortReason, FailureCode, Job, Room, RoomFailed, TokenEvent
+from protocol.rooms import RETRYABLE, AbortReason, FailureCode, Job, Phases, Room, RoomFailed, TokenEvent
 from router.config import RouterConfig
 from router.errors import ApiError, deadline_passed, overloaded, room_failed
 from router.failover import Failover
@@ -28,6 +28,7 @@ from router.metrics import RouterMetrics
 from router.pairing import Route, RouteRequest
 from router.prefix_index import prefix_chain
 from router.replica_view import ReplicaView
+from router.timeline import SequenceTimeline
 from router.token_log import ContradictionError, TokenLog
 from router.token_stream import TokenStream
 
@@ -85,8 +86,10 @@ class Generation:
         deadline: float,
         stream: TokenStream,
         services: GenerationServices,
+        timeline: SequenceTimeline | None = None,
     ) -> None:
-        """`index` is the sequence's place in its HTTP request, which came at `received_at`."""
+        """`index` is the sequence's place in its HTTP request, which came at `received_at`. A job that asks for a
+        timeline brings it, to be filled in."""
         self.request_id = request_id
         self.index = index
         self.epoch = -1
@@ -97,6 +100,9 @@ class Generation:
         self._deadline = deadline
         self._stream = stream
         self._services = services
+        self._timeline = timeline
+        if timeline is not None:
+            timeline.received(received_at)
         self._chain = prefix_chain(job.prompt, namespace=job.namespace)
         self._halves = HalfRooms(chain=self._chain, metrics=services.metrics)
         self._failover = Failover()
@@ -135,6 +141,13 @@ class Generation:
             return
         for entry in logged:
             self._logged(entry, now)
+
+    def on_phases(self, message: Phases, view: ReplicaView) -> None:
+        """A replica says where its time went, in this epoch or one that has failed."""
+        if self._timeline is None:
+            self._services.metrics.stale_messages.add()
+        else:
+            self._timeline.heard(message.room.epoch, view.address.replica_id, message.phases)
 
     def on_failed(self, message: RoomFailed, view: ReplicaView) -> None:
         """A half gave this room up."""
@@ -191,6 +204,8 @@ class Generation:
             metrics.ttft_s.observe(now - self._received_at)
             metrics.cached_tokens.add(event.cached_tokens or 0)
             self._halves.prompt_computed()
+            if self._timeline is not None:
+                self._timeline.first_token(now)
         else:
             metrics.itl_s.observe(now - self._last_token_at)
             if self._halves.prefill is not None:
@@ -198,6 +213,8 @@ class Generation:
                 self._halves.close(self._halves.prefill)
         self._last_token_at = now
         if event.finish is not None:
+            if self._timeline is not None:
+                self._timeline.finished(now)
             self._end(GenerationState.FINISHED)
         self._stream.put(self.index, event)
 
@@ -215,6 +232,11 @@ class Generation:
         self._move(GenerationState.OPEN)
         self._lacking_since, self._paused = None, False
         self.epoch += 1
+        if self._timeline is not None:
+            prefill, decode = (
+                None if view is None else view.address.replica_id for view in (route.prefill, route.decode)
+            )
+            self._timeline.opened(prefill=prefill, decode=decode, now=self._services.clock())
         job = msgspec.structs.replace(self._job, logged=list(self.log.tokens)) if self.log.tokens else self._job
         ttl_ms = max(1, int(1000 * (self._deadline - self._services.clock())))
         self._halves.open(Room(self.request_id, self.epoch), route, job, ttl_ms=ttl_ms)
@@ -229,6 +251,8 @@ class Generation:
             self._fail(self._error(code, detail))
             return
         self._services.metrics.failovers.add(label=cause)
+        if self._timeline is not None:
+            self._timeline.failed(cause, detail, self._services.clock())
         self._move(GenerationState.WAITING)
         self._try_open()
 

@@ -94,6 +94,7 @@ class RequestRunner:
                     received_at=self._received_at,
                     deadline=deadline,
                     stream=self._stream,
+                    timeline=self._outputs[index].timeline,
                 )
             )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from protocol.rooms import Job, TokenEvent
 from protocol.sampling import FinishReason
+from router.timeline import SequenceTimeline
 from text.output_text import OutputText
 from text.tokenizer import Tokenizer
 
@@ -53,9 +54,12 @@ class SequenceOutput:
     finish: FinishReason | None = None
     matched: str | int | None = None
     cached_tokens: int = 0
+    timeline: SequenceTimeline | None = field(init=False)
+    """Where the time went, if the job asks for it; complete when the sequence has finished."""
     _output: OutputText = field(init=False)
 
     def __post_init__(self) -> None:
+        self.timeline = SequenceTimeline() if self.job.timeline else None
         self._output = OutputText(self.tokenizer, self.job.prompt, self.job.sampling)
 
     @property

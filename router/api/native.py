@@ -75,6 +75,8 @@ class GenerateRequest(ApiModel):
     return_logprob: bool = False
     top_logprobs_num: Whole = Field(0, ge=0, le=20)
     return_text_in_logprobs: bool = False
+    return_timeline: bool = False
+    """Ours: tell where the time went, in the meta_info of the last event."""
 
 
 class NativeFormat:
@@ -128,6 +130,8 @@ class NativeFormat:
             meta["output_token_logprobs"] = written.logprobs.json
         if written.tops is not None:
             meta["output_top_logprobs"] = written.tops.json
+        if output.timeline is not None and output.finish is not None:
+            meta["timeline"] = output.timeline.as_json()
         return {"text": written.text.json, "output_ids": written.ids.json, "meta_info": meta}
 
 
@@ -193,7 +197,13 @@ async def parse_generate(body: bytes, model: ModelText) -> tuple[Work, list[Sequ
     response_id = secrets.token_hex(16)
     n = choices.pop()
     work = make_work(
-        model, response_id=response_id, prompts=prompts, sampling=sampling, choices=n, stream=request.stream
+        model,
+        response_id=response_id,
+        prompts=prompts,
+        sampling=sampling,
+        choices=n,
+        stream=request.stream,
+        timeline=request.return_timeline,
     )
     outputs = [SequenceOutput(job, model.tokenizer) for job in work.jobs]
     many = n > 1 or (isinstance(given, list) and isinstance(given[0], str | list))

@@ -37,6 +37,8 @@ class OpenAIFields(SamplingFields):
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     metadata: dict[str, str] | None = None
+    return_timeline: bool = False
+    """Ours: tell where the time went."""
 
     def make_work(
         self, model: ModelText, kind: str, prompts: Sequence[list[int]], *, limits: Sequence[int], logprobs: int | None
@@ -61,6 +63,7 @@ class OpenAIFields(SamplingFields):
             sampling=sampling,
             choices=self.n,
             stream=self.stream,
+            timeline=self.return_timeline,
         )
 
 
@@ -72,6 +75,7 @@ def make_work(
     sampling: Sequence[SamplingParams],
     choices: int,
     stream: bool,
+    timeline: bool,
 ) -> Work:
     """Prompts times choices; raises `ApiError` (400) for more sequences than one request may have."""
     total, most = len(prompts) * choices, model.config.max_sequences_per_request
@@ -81,7 +85,7 @@ def make_work(
         )
         raise invalid("n", message)
     jobs = [
-        Job(prompt=prompt, sampling=params, choice=choice)
+        Job(prompt=prompt, sampling=params, choice=choice, timeline=timeline)
         for prompt, params in zip(prompts, sampling, strict=True)
         for choice in range(choices)
     ]
@@ -107,11 +111,22 @@ class OpenAIFrame:
         return chunk
 
     def closing(self) -> bytes:
-        """The usage, where it was asked for, and the end mark."""
-        if not self._usage_event:
-            return DONE
-        return event({**self._head, "choices": [], "usage": usage(self._work, self._outputs)}) + DONE
+        """Usage and timeline, where they were asked for, and the end mark."""
+        asked = self._timeline()
+        if self._usage_event:
+            asked["usage"] = usage(self._work, self._outputs)
+        return event({**self._head, "choices": [], **asked}) + DONE if asked else DONE
 
     def whole(self, choices: list[dict[str, Any]]) -> bytes:
         """The whole response, usage included."""
-        return encode({**self._head, "choices": choices, "usage": usage(self._work, self._outputs)})
+        body = {**self._head, "choices": choices, "usage": usage(self._work, self._outputs), **self._timeline()}
+        return encode(body)
+
+    def _timeline(self) -> dict[str, Any]:
+        """Each sequence's timeline, by the index of its choice, if the request asked."""
+        told = [
+            {"index": index, **output.timeline.as_json()}
+            for index, output in enumerate(self._outputs)
+            if output.timeline is not None
+        ]
+        return {"timeline": told} if told else {}
