@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
@@ -72,16 +73,27 @@ class ReplicaSection(Section):
 class TransferSection(Section):
     """How KV pages move from prefill to decode."""
 
-    transport: Literal["auto", "shm", "tcp", "gloo", "nccl", "disk"] = "auto"
-    """`auto`: shared memory within a host, TCP between hosts. `gloo`, `nccl`: torch.distributed, TCP where that fails.
+    transport: Literal["auto", "shm", "tcp", "mooncake", "gloo", "nccl", "disk"] = "auto"
+    """`auto`: shared memory within a host, TCP between hosts. `mooncake`: mooncake-transfer-engine, which serves pages to
+    anybody who reaches its ports; TCP where it fails. `gloo`, `nccl`: torch.distributed, TCP where that fails.
     `disk`: by way of `folder`."""
     checksum: bool = True
     num_threads: int = Field(default=1, ge=1)
+    ib_device: str = ""
+    """Of `transport: mooncake`: the RDMA devices to use, with commas between them; empty for its own TCP."""
     folder: str | None = None
     """Of `transport: disk`: on a disk that all replicas reach, under this name on every node. Who can write in it can
-    forge KV; pages lie there unencrypted, for at most ten minutes."""
+    forge KV; pages lie there unencrypted, for ten minutes."""
     folder_max_mb: int = Field(default=4096, ge=1)
     """What each replica keeps in `folder`; the oldest pages go first."""
+
+    @model_validator(mode="after")
+    def _ib_device_is_used(self) -> TransferSection:
+        if self.ib_device and self.transport != "mooncake":
+            raise ValueError(
+                f"ib_device is {self.ib_device!r}, but transport {self.transport!r} uses none; set transport: mooncake"
+            )
+        return self
 
     @model_validator(mode="after")
     def _disk_has_what_it_needs(self) -> TransferSection:
@@ -92,6 +104,8 @@ class TransferSection(Section):
                 )
         elif self.folder is None:
             raise ValueError("transport is 'disk' and folder is not set; name a folder that all replicas can reach")
+        elif not os.path.isabs(self.folder):
+            raise ValueError(f"folder is {self.folder!r}; write it from the root, for every node to mean the same")
         elif not self.checksum:
             raise ValueError(
                 "transport is 'disk' and checksum is false: pages are found in the folder by their checksums; "

@@ -42,6 +42,22 @@ def test_what_is_given_is_kept_and_the_given_object_does_not_change() -> None:
 
 
 @pytest.mark.parametrize(
+    ("transfer", "message"),
+    [
+        ({"transport": "disk"}, "folder is not set"),
+        ({"transport": "disk", "folder": "kv"}, "folder is 'kv'; write it from the root"),
+        ({"transport": "disk", "folder": "/mnt/kv", "checksum": False}, "set checksum: true"),
+        ({"folder": "/mnt/kv"}, "transport 'auto' uses none; set transport: disk"),
+    ],
+)
+def test_a_shared_folder_needs_what_it_needs(transfer: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ClusterConfig.model_validate({"transfer": transfer})
+    whole = {"transport": "disk", "folder": "/mnt/kv"}
+    assert ClusterConfig.model_validate({"transfer": whole}).transfer.folder == "/mnt/kv"
+
+
+@pytest.mark.parametrize(
     ("args", "place", "key", "nearest"),
     [
         ({"prefil": {}}, (), "prefil", "prefill"),
