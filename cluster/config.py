@@ -74,8 +74,8 @@ class TransferSection(Section):
     """How KV pages move from prefill to decode."""
 
     transport: Literal["auto", "shm", "tcp", "mooncake", "gloo", "nccl", "disk"] = "auto"
-    """`auto`: shared memory within a host, TCP between hosts. `mooncake`: mooncake-transfer-engine, which serves pages to
-    anybody who reaches its ports; TCP where it fails. `gloo`, `nccl`: torch.distributed, TCP where that fails.
+    """`auto`: shared memory within a host, TCP between hosts. `mooncake`: mooncake-transfer-engine, TCP where that
+    fails; it lets anybody who reaches its ports read pages. `gloo`, `nccl`: torch.distributed, TCP where that fails.
     `disk`: by way of `folder`."""
     checksum: bool = True
     num_threads: int = Field(default=1, ge=1)

@@ -124,6 +124,7 @@ def _worker_config(config: ClusterConfig, role: ReplicaRole, secret: bytes) -> W
             transport=config.transfer.transport,
             checksum=config.transfer.checksum,
             num_threads=config.transfer.num_threads,
+            ib_device=config.transfer.ib_device,
             folder=None if config.transfer.folder is None else Path(config.transfer.folder),
             folder_max_bytes=config.transfer.folder_max_mb << 20,
         ),

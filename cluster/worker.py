@@ -65,7 +65,11 @@ class ReplicaWorker:
         )
         self._spec = self._model.kv_spec(config.engine.page_size)
         self._layout = self._spec.layout_fingerprint(self._model.config.model_id)
-        self._memory = SharedMemory(config.engine.num_pages * self._spec.page_bytes, prefault=False)
+        self._memory = SharedMemory(
+            config.engine.num_pages * self._spec.page_bytes,
+            prefault=False,
+            shared_writable=bool(config.transfer.ib_device),  # RDMA cannot register what is only to be read
+        )
         self._prefault = Prefault(self._memory)
         self._engine = Engine(
             model=self._model,
@@ -92,6 +96,7 @@ class ReplicaWorker:
                 secret=config.secret,
                 host=config.advertise_host,
                 bind_host=config.bind_host,
+                ib_device=config.transfer.ib_device,
                 folder=config.transfer.folder,
                 folder_max_bytes=config.transfer.folder_max_bytes,
             ),
@@ -115,6 +120,7 @@ class ReplicaWorker:
             secret=config.secret,
             num_threads=config.transfer.num_threads,
             transport=config.transfer.transport,
+            ib_device=config.transfer.ib_device,
             folder=config.transfer.folder,
         )
         self._links = PeerLinks(

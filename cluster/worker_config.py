@@ -17,6 +17,7 @@ class TransferOptions:
     transport: TransportName = "auto"
     checksum: bool = True
     num_threads: int = 1
+    ib_device: str = ""
     folder: Path | None = None
     folder_max_bytes: int = 4 << 30
 

@@ -32,6 +32,8 @@ class DoorParts:
     host: str
     """That peers reach this machine by."""
     bind_host: str
+    ib_device: str = ""
+    """The RDMA devices of `mooncake`; empty for its TCP."""
     folder: Path | None = None
     """That `disk` shares with the peers."""
     folder_max_bytes: int = SpoolLimits.max_bytes
@@ -55,6 +57,12 @@ def _disk(parts: DoorParts) -> Door:
     )
 
 
+def _mooncake(parts: DoorParts) -> Door:
+    from transfer.mooncake.door import MooncakeDoor
+
+    return MooncakeDoor(memory=parts.memory, host=parts.host, ib_device=parts.ib_device)
+
+
 def _group(backend: BackendName, parts: DoorParts) -> Door:
     from transfer.dist.door import GroupDoor
 
@@ -72,6 +80,7 @@ def _group(backend: BackendName, parts: DoorParts) -> Door:
 
 _OPENERS: Mapping[str, Callable[[DoorParts], Door]] = {
     "disk": _disk,
+    "mooncake": _mooncake,
     "gloo": partial(_group, "gloo"),
     "nccl": partial(_group, "nccl"),
 }
