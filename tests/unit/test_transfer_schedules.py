@@ -81,7 +81,7 @@ class Whims:
 class World:
     """Our pool, its fetcher, and what must be true of each page."""
 
-    def __init__(self, pools, transport, num_threads):
+    def __init__(self, pools, transport, num_threads, **options):
         self.pools = pools
         self.clock = FakeClock()
         self.whims = Whims()
@@ -95,6 +95,7 @@ class World:
             num_threads=num_threads,
             clock=self.clock,
             faults=self.whims,
+            **options,
         )
         for boot in BOOTS:
             self.attach(boot)
@@ -123,12 +124,15 @@ class World:
             peer=pool.address,
             source_pages=sources,
             target_pages=targets,
-            checksums=pool.checksums(sources) if verified else [],
+            checksums=self.checksums(pool, sources, verified),
             deadline=float("inf") if seconds is None else self.clock() + seconds,
         )
         self.running[job.key] = job, pool
         self.fetches += 1
         self.fetcher.fetch(job, self.on_done)
+
+    def checksums(self, pool, sources, verified):
+        return pool.checksums(sources) if verified else []
 
     def on_done(self, result):
         job, _ = self.running[result.key]
