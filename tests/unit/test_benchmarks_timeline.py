@@ -1,0 +1,135 @@
+"""From timelines to a trace that Perfetto can show (tracks, rows that only nest, one time scale), and asking for it."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from benchmarks.timeline import RequestFailed, fetch_timelines, phase_table
+from benchmarks.trace import chrome_trace
+
+
+def phase(name: str, replica: str, start_ms: float, duration_ms: float, **more: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "epoch": 0,
+        "replica": replica,
+        "start_ms": start_ms,
+        "duration_ms": duration_ms,
+        **more,
+    }
+
+
+def timeline(received: float = 1000.0) -> dict[str, Any]:
+    copy = {"transport": "shm", "peer": "P", "bytes": 4096}
+    return {
+        "received": received,
+        "first_token_ms": 9.0,
+        "total_ms": 20.0,
+        "epochs": [
+            {
+                "epoch": 0,
+                "prefill": "P",
+                "decode": "D",
+                "start_ms": 1.0,
+                "duration_ms": 19.001,
+                "outcome": "finished",
+                "detail": "",
+            }
+        ],
+        "phases": [
+            phase("route", "router", 0.0, 1.0),
+            phase("queue", "P", 1.0, 2.0),
+            phase("compute", "P", 3.0, 6.0),
+            phase("transfer", "D", 5.0, 2.0, **copy),
+            phase("transfer", "D", 6.0, 4.0, **copy),
+            phase("decode", "D", 11.0, 9.0),
+        ],
+    }
+
+
+def slices(trace: dict[str, Any]) -> dict[tuple[int, int], list[dict[str, Any]]]:
+    """The events with a duration, by process and row, in order of their starts, longer ones first."""
+    found: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
+    for event in trace["traceEvents"]:
+        if event["ph"] == "X":
+            found[event["pid"], event["tid"]].append(event)
+    return {row: sorted(events, key=lambda event: (event["ts"], -event["dur"])) for row, events in found.items()}
+
+
+def test_each_replica_is_a_process_of_the_trace() -> None:
+    trace = chrome_trace({"request 0": timeline()})
+    names = {e["pid"]: e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "process_name"}
+    assert names == {0: "router", 1: "prefill P", 2: "decode D"}
+    assert json.loads(json.dumps(trace)) == trace
+    by_name = {e["name"]: e for e in trace["traceEvents"] if e["ph"] == "X"}
+    assert (by_name["compute"]["pid"], by_name["compute"]["ts"], by_name["compute"]["dur"]) == (1, 3000.0, 6000.0)
+    assert by_name["transfer"]["args"]["bytes"] == 4096
+    assert by_name["epoch 0"]["args"]["outcome"] == "finished"
+
+
+def test_what_shares_a_row_lies_within_or_apart() -> None:
+    requests = {f"request {number}": timeline(received=1000.0 + 0.004 * number) for number in range(4)}
+    rows = slices(chrome_trace(requests))
+    assert sum(map(len, rows.values())) == 4 * (1 + 1 + len(timeline()["phases"]))
+    for events in rows.values():
+        around: list[float] = []
+        for event in events:
+            while around and around[-1] <= event["ts"]:
+                around.pop()
+            end = event["ts"] + event["dur"]
+            assert not around or end <= around[-1], f"{event} sticks out of what it begins in"
+            around.append(end)
+
+
+def test_requests_are_put_on_one_scale_by_when_they_came() -> None:
+    trace = chrome_trace({"late": timeline(received=1000.5), "early": timeline(received=1000.0)})
+    starts = {e["name"]: e["ts"] for e in trace["traceEvents"] if e["ph"] == "X" and e["name"] in ("late", "early")}
+    assert starts == {"early": 0.0, "late": 500_000.0}
+
+
+def test_the_table_adds_up_the_copies_of_a_request() -> None:
+    table = phase_table({"a": timeline(), "b": timeline()})
+    rows = {(row[0], row[1]): row[2:] for row in table.rows}
+    assert rows["D", "transfer"] == (2, 6.0, 6.0, 6.0)
+    assert rows["client", "total"] == (2, 20.0, 20.0, 20.0)
+
+
+async def ask(server: TestServer) -> dict[str, dict[str, Any]]:
+    url = str(server.make_url("/"))
+    return await fetch_timelines(
+        url, prompt_tokens=3, output_tokens=5, requests=2, concurrency=2, seed=0, timeout_s=10.0
+    )
+
+
+async def test_timelines_are_asked_for_and_returned_by_request() -> None:
+    bodies: list[dict[str, Any]] = []
+
+    async def generate(request: web.Request) -> web.Response:
+        bodies.append(await request.json())
+        return web.json_response({"meta_info": {"timeline": timeline()}})
+
+    app = web.Application()
+    app.router.add_post("/generate", generate)
+    async with TestServer(app) as server:
+        assert await ask(server) == {"request 0": timeline(), "request 1": timeline()}
+    assert all(body["return_timeline"] is True for body in bodies)
+    assert [len(body["input_ids"]) for body in bodies] == [3, 3]
+    assert bodies[0]["input_ids"] != bodies[1]["input_ids"]
+
+
+@pytest.mark.parametrize(("status", "words"), [(200, "told no timeline"), (503, "HTTP 503: .*busy")])
+async def test_a_server_that_gives_none_is_named(status: int, words: str) -> None:
+    async def generate(_: web.Request) -> web.Response:
+        return web.json_response({"meta_info": {}, "error": "busy"}, status=status)
+
+    app = web.Application()
+    app.router.add_post("/generate", generate)
+    async with TestServer(app) as server:
+        with pytest.raises(RequestFailed, match=words):
+            await ask(server)
