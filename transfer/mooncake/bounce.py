@@ -3,7 +3,7 @@
 Lifecycle: STARTING until the process is ready -> READY: reads run -> RETIRED when a read failed, the process died or
 its work is over: no copy takes it any more, those that have it may end -> CLOSED: the process was killed, and its
 memory went with it. A slot is in use from `begin` until the process has answered *and* `release` was called; one whose
-read failed is never used again. `transport.py` decides; here is the mechanism.
+read failed is never used again. `lives.py` decides; here is the mechanism.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Block:
 
 
 class Bounce:
-    """Everything but `close` is called under `changed`, which is notified when a block is done or the state changes."""
+    """Everything but `close` is called under `changed`, which is notified when a block is done or the state changes.
+    `on_message` is called in the loop's thread after that, without the lock."""
 
     def __init__(
         self,
@@ -68,11 +69,11 @@ class Bounce:
         num_slots: int,
         block_bytes: int,
         changed: threading.Condition,
-        on_ended: Callable[[Bounce], None],
+        on_message: Callable[[Bounce], None],
     ) -> None:
         self._loop = loop
         self._changed = changed
-        self._on_ended = on_ended
+        self._on_message = on_message
         self._slot_bytes = -(-(block_bytes + IDENTITY_BYTES) // 4096) * 4096
         self.state = BounceState.STARTING
         self.error = ""
@@ -190,10 +191,12 @@ class Bounce:
                 self._loop.forget(self._process.sock)
                 self._died(f"the mooncake process ended: {self._process.ending()}")
             self._changed.notify_all()
-        self._on_ended(self)
+        self._on_message(self)
 
     def _done(self, answer: Done) -> None:
-        block = self._blocks.pop(answer.number)
+        block = self._blocks.pop(answer.number, None)
+        if block is None:
+            return  # given up with the whole process
         block.done, block.error, block.begun = True, answer.error, answer.begun
         if answer.error is not None and answer.begun:
             self.retire(answer.error)

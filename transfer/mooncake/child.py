@@ -11,6 +11,7 @@ import mmap
 import os
 import queue
 import select
+import signal
 import socket
 import sys
 import threading
@@ -159,6 +160,7 @@ def hush() -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     hush()
     settings = msgspec.json.decode(sys.argv[1], type=Settings)
     sock = socket.socket(fileno=settings.socket_fd)

@@ -44,7 +44,7 @@ class EngineProcess:
         )
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "transfer.mooncake.child", msgspec.json.encode(settings).decode()],
+                [sys.executable, "-P", "-m", "transfer.mooncake.child", msgspec.json.encode(settings).decode()],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), memory_fd),
                 env=_environment(rdma=bool(ib_device)),

@@ -22,7 +22,8 @@ from transfer.faults import InjectedFault
 from transfer.io_loop import IoLoop
 from transfer.jobs import PageCopy, Peer
 from transfer.landing import CopyStopped, Landing, LandingError
-from transfer.mooncake.bounce import START_S, Block, Bounce, BounceState
+from transfer.mooncake.bounce import Block, Bounce
+from transfer.mooncake.lives import Lives, ReadFailed
 from transfer.mooncake.messages import MAX_SPANS, DoorAddress
 from transfer.spans import Span, blocks, coalesce
 from transfer.transport import TransferTimings
@@ -35,12 +36,8 @@ _DEPTH = 2
 _SPARE_SLOTS = 4
 """For the blocks of copies that were stopped, until the library is through with them."""
 _BLOCK_BYTES = 2 << 20
-_BLOCK_S = 10.0
+_BLOCK_S = 6.0
 """A block that takes longer has failed: its peer hangs, for all we know."""
-
-
-class _ReadFailed(Exception):
-    """The library did not bring what it was asked for."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -75,20 +72,21 @@ class MooncakeTransport:
         self._block_pages = max(1, min(_BLOCK_BYTES // landing.page_bytes, MAX_SPANS - 1))
         self._changed = threading.Condition(threading.RLock())  # guards all that follows; taken before the crew's own
         self._peers: dict[Peer, _Known] = {}
-        self._retry_at = float("-inf")  # when a process may be started again that could not be
-        self._bounce = self._new_bounce()
-        try:
-            self._bounce.wait_ready()
-        except Exception:
-            self._bounce.close(timeout_s=timings.close_s)
-            raise
-        self._bounce.watch()
+        self._lives = Lives(
+            loop,
+            ib_device=ib_device,
+            num_slots=_NUM_THREADS * _DEPTH + _SPARE_SLOTS,
+            block_bytes=self._block_pages * landing.page_bytes,
+            changed=self._changed,
+            clock=clock,
+            timings=timings,
+        )
         self._crew = CopyCrew(num_threads=_NUM_THREADS, work=self._work)
 
     @property
     def pid(self) -> int:
         """Of the library's process at present."""
-        return self._bounce.pid
+        return self._lives.pid
 
     def reaches(self, ticket: RegionTicket) -> bool:
         return _address(ticket, rdma=bool(self._ib_device)) is not None
@@ -99,8 +97,7 @@ class MooncakeTransport:
             return
         with self._changed:
             self._peers[peer] = _Known(address=address)
-            if self._bounce.state is BounceState.READY:
-                self._bounce.open(address)
+            self._lives.open(address)
 
     def start(self, copy: PageCopy) -> None:
         with self._changed:
@@ -130,47 +127,7 @@ class MooncakeTransport:
         self._crew.close(timeout_s=timeout_s)
         with self._changed:
             self._peers.clear()
-            self._bounce.retire("the transport was closed")
-        self._close_unused(self._bounce, timeout_s=timeout_s)
-
-    # ---- the library's process ----------------------------------------------------------------------------
-
-    def _new_bounce(self) -> Bounce:
-        return Bounce(
-            self._loop,
-            ib_device=self._ib_device,
-            num_slots=_NUM_THREADS * _DEPTH + _SPARE_SLOTS,
-            block_bytes=self._block_pages * self._landing.page_bytes,
-            changed=self._changed,
-            on_ended=lambda bounce: self._close_unused(bounce, timeout_s=self._timings.close_s),
-        )
-
-    def _lease(self, copy: PageCopy) -> Bounce:
-        """A bounce that is ready, to be given back; a new one takes the place of one that is retired."""
-        with self._changed:
-            if self._bounce.state in (BounceState.RETIRED, BounceState.CLOSED):
-                if self._clock() < self._retry_at:
-                    raise _ReadFailed(self._bounce.error)
-                self._bounce = self._new_bounce()
-                self._bounce.watch()
-            bounce = self._bounce
-            self._wait(copy, lambda: bounce.state is not BounceState.STARTING, START_S, bounce)
-            if bounce.state is not BounceState.READY:
-                self._retry_at = self._clock() + self._timings.retry_s
-                raise _ReadFailed(bounce.error)
-            bounce.leases += 1
-            return bounce
-
-    def _give_back(self, bounce: Bounce) -> None:
-        with self._changed:
-            bounce.leases -= 1
-        self._close_unused(bounce, timeout_s=self._timings.close_s)
-
-    def _close_unused(self, bounce: Bounce, *, timeout_s: float) -> None:
-        with self._changed:
-            unused = bounce.take_unused()
-        if unused:
-            bounce.close(timeout_s=timeout_s)
+        self._lives.close()
 
     # ---- copying, in the crew's threads -------------------------------------------------------------------
 
@@ -178,12 +135,9 @@ class MooncakeTransport:
         error: str | None = None
         yielded = False
         try:
-            bounce = self._lease(copy)
-            try:
+            with self._lives.lease(copy) as bounce:
                 yielded = self._copy(copy, bounce)
-            finally:
-                self._give_back(bounce)
-        except (CopyStopped, InjectedFault, LandingError, _ReadFailed) as failure:
+        except (CopyStopped, InjectedFault, LandingError, ReadFailed) as failure:
             error = str(failure)
         except Exception as failure:  # a bug; the job must be answered all the same, and the thread live on
             logger.exception("copying pages failed")
@@ -227,9 +181,9 @@ class MooncakeTransport:
 
     def _begin(self, copy: PageCopy, known: _Known, bounce: Bounce, pages: Sequence[Span]) -> Block:
         with self._changed:
-            self._wait(copy, lambda: bounce.has_slot or bounce.dead, _BLOCK_S, bounce)
+            self._lives.wait(copy, bounce, lambda: bounce.has_slot or bounce.dead, seconds=_BLOCK_S)
             if bounce.dead:
-                raise _ReadFailed(bounce.error)
+                raise ReadFailed(bounce.error)
             return bounce.begin(known.address, pages, copy.page_bytes)
 
     def _land(self, copy: PageCopy, known: _Known, bounce: Bounce, under_way: deque[Block]) -> None:
@@ -237,16 +191,16 @@ class MooncakeTransport:
         block, size = under_way[0], copy.page_bytes
         with self._changed:
             try:
-                self._wait(copy, lambda: block.done, _BLOCK_S, bounce)
+                self._lives.wait(copy, bounce, lambda: block.done, seconds=_BLOCK_S)
                 if block.error is not None:
-                    raise _ReadFailed(block.error)
-            except _ReadFailed as failure:
+                    raise ReadFailed(block.error)
+            except ReadFailed as failure:
                 known.error, known.retry_at = str(failure), self._clock() + self._timings.retry_s
                 raise
         self._landing.before(copy, self.name)
         landed, target, offset = bounce.landed(block), self._landing.bytes, 0
         if bytes(landed[block.nbytes :]) != bytes.fromhex(known.address.identity):
-            raise _ReadFailed("another life of the peer's door answered; its ticket is out of date")
+            raise ReadFailed("another life of the peer's door answered; its ticket is out of date")
         for _, to, length in block.spans:
             target[to * size : (to + length) * size] = landed[offset : offset + length * size]
             offset += length * size
@@ -254,17 +208,6 @@ class MooncakeTransport:
         with self._changed:
             bounce.release(under_way.popleft())
         self._landing.landed(copy, self.name, sum(span.length for span in block.spans))
-
-    def _wait(self, copy: PageCopy, until: Callable[[], bool], seconds: float, bounce: Bounce) -> None:
-        """Wait under the lock. Raises `CopyStopped`, or retires `bounce` and raises `_ReadFailed` when it takes too
-        long."""
-        over = self._changed.wait_for(lambda: copy.stop_requested or until(), seconds)
-        if copy.stop_requested:
-            raise CopyStopped("stopped")
-        if not over:
-            error = f"no answer from the library within {seconds} s"
-            bounce.retire(error)
-            raise _ReadFailed(error)
 
     def _end_soon(self, copy: PageCopy, error: str) -> None:
         self._loop.call_soon(lambda: copy.on_ended(copy, error))
