@@ -21,6 +21,8 @@ import numpy as np
 from protocol.handshake import RegionTicket
 from protocol.rooms import PeerAddress
 from transfer.checksum import page_checksums
+from transfer.choice import TransportName
+from transfer.doors import DoorParts, open_doors
 from transfer.faults import CopySite, InjectedFault
 from transfer.fetcher import FetchJob, FetchResult, PageFetcher
 from transfer.memory import SharedMemory
@@ -63,11 +65,25 @@ class ServedPool:
         secret: bytes = SECRET,
         timings: TransferTimings | None = None,
         clock: Callable[[], float] | None = None,
+        transport: TransportName = "auto",
     ) -> None:
         self.page_bytes = page_bytes
         self.memory = SharedMemory(page_bytes * num_pages)
         np.frombuffer(self.memory.view, dtype=np.uint8)[:] = pattern(boot, self.memory.nbytes)
         extra = {} if clock is None else {"clock": clock}
+        self.doors = open_doors(
+            transport,
+            DoorParts(
+                memory=self.memory,
+                page_bytes=page_bytes,
+                num_pages=num_pages,
+                replica_id=f"replica-{boot}",
+                boot=boot,
+                secret=secret,
+                host="127.0.0.1",
+                bind_host="127.0.0.1",
+            ),
+        )
         self.server = PageServer(
             memory=self.memory,
             page_bytes=page_bytes,
@@ -77,6 +93,7 @@ class ServedPool:
             boot=boot,
             secret=secret,
             timings=timings,
+            doors=self.doors,
             **extra,
         )
         self.address = PeerAddress(f"replica-{boot}", boot, "127.0.0.1", 1)
@@ -90,6 +107,8 @@ class ServedPool:
 
     def close(self) -> None:
         self.server.close()
+        for door in self.doors:
+            door.close(timeout_s=WAIT_S)
         self.memory.close()
 
 
@@ -204,10 +223,12 @@ class Breaker:
 class PeerProcess:
     """A peer in a process of its own, which ends with this one at the latest."""
 
-    def __init__(self, *, boot: int, page_bytes: int = 4096, num_pages: int = 64) -> None:
+    def __init__(
+        self, *, boot: int, page_bytes: int = 4096, num_pages: int = 64, transport: TransportName = "auto"
+    ) -> None:
         root = Path(__file__).parents[2]
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(boot), str(page_bytes), str(num_pages)],
+            [sys.executable, __file__, str(boot), str(page_bytes), str(num_pages), transport],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(root)},
@@ -216,6 +237,10 @@ class PeerProcess:
         self.ticket = msgspec.json.decode(self._process.stdout.readline(), type=RegionTicket)
         self.address = PeerAddress(f"replica-{boot}", boot, "127.0.0.1", 1)
         self.content = pattern(boot, page_bytes * num_pages).reshape(num_pages, page_bytes)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def page(self, page: int) -> bytes:
         return self.content[page].tobytes()
@@ -258,8 +283,8 @@ def open_fds() -> dict[str, str]:
 
 
 def main() -> None:
-    boot, page_bytes, num_pages = map(int, sys.argv[1:])
-    with closing(ServedPool(boot=boot, page_bytes=page_bytes, num_pages=num_pages)) as (pool,):
+    boot, page_bytes, num_pages = map(int, sys.argv[1:4])
+    with closing(ServedPool(boot=boot, page_bytes=page_bytes, num_pages=num_pages, transport=sys.argv[4])) as (pool,):
         sys.stdout.buffer.write(msgspec.json.encode(pool.ticket) + b"\n")
         sys.stdout.flush()
         sys.stdin.read()

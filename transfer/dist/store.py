@@ -34,7 +34,8 @@ class PairStore(Store):
         self._values: dict[str, bytes] = {}
         self._frames_sent = 0
         self._frames_received = 0
-        self._finished = False
+        self._finished = False  # both sides have
+        self._heard_all = False
 
     def finish(self) -> None:
         """Wait until the other side has finished too."""
@@ -53,7 +54,7 @@ class PairStore(Store):
 
     def get(self, key: str) -> bytes:
         while key not in self._values:
-            if self._finished or not self._receive():
+            if not self._receive():
                 raise WireError(f"the other side finished the rendezvous without {key!r}")
         return self._values[key]
 
@@ -73,7 +74,9 @@ class PairStore(Store):
         self._frames_sent += 1
 
     def _receive(self) -> bool:
-        """Take the next frame; False when it was the last."""
+        """Take the next frame; False when there are no more."""
+        if self._heard_all:
+            return False
         raw = receive_exactly(self._sock, _FRAME.size)
         rank, more, key_bytes, value_bytes, tag = _FRAME.unpack(raw)
         if value_bytes > _MAX_VALUE_BYTES or self._frames_received >= _MAX_FRAMES:
@@ -85,6 +88,7 @@ class PairStore(Store):
         self._frames_received += 1
         if more:
             self._values[body[:key_bytes].decode()] = body[key_bytes:]
+        self._heard_all = not more
         return bool(more)
 
     def _tag(self, index: int, head: bytes, body: bytes) -> bytes:

@@ -1,0 +1,312 @@
+"""Pages through process groups: real gloo between helper processes of this process and of a peer's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from transfer_pools import (
+    SECRET,
+    WAIT_S,
+    Breaker,
+    FakeClock,
+    Gate,
+    PeerProcess,
+    Receiver,
+    ServedPool,
+    closing,
+    open_fds,
+)
+
+from protocol.handshake import RegionTicket
+from transfer.checksum import page_checksums
+from transfer.dist.door import GroupDoor
+from transfer.faults import CopySite, Faults
+from transfer.memory import SharedMemory
+from transfer.transport import TransferTimings
+from transfer.wire import GREETING_BYTES, Want, decode_greeting, encode_hello
+
+PAGE = 256 << 10
+PAGES = 96
+"""24 MB: three times what is under way at a time."""
+GROUP_WAIT_S = 120.0
+"""For a group to be made again, on the busiest machine."""
+
+
+class Switch:
+    """Faults that a test lends to a receiver which others use too."""
+
+    def __init__(self) -> None:
+        self.faults: Faults | None = None
+
+    def before_copy(self, site: CopySite) -> None:
+        if self.faults is not None:
+            self.faults.before_copy(site)
+
+    def after_copy(self, site: CopySite, landed: memoryview) -> None:
+        if self.faults is not None:
+            self.faults.after_copy(site, landed)
+
+
+class Pool:
+    """A peer with a gloo door, and a receiver that is attached to it."""
+
+    def __init__(self, *, boot: int, **options) -> None:
+        self.peer = PeerProcess(boot=boot, page_bytes=PAGE, num_pages=PAGES, transport="gloo")
+        self.switch = Switch()
+        self.receiver = Receiver(page_bytes=PAGE, num_pages=PAGES, transport="gloo", faults=self.switch, **options)
+        self.receiver.fetcher.attach(self.peer.address, self.peer.ticket)
+        self.sums = page_checksums(memoryview(self.peer.content).cast("B"), PAGE, range(PAGES))
+
+    def fetch(self, source, target, **options):
+        checksums = [self.sums[page] for page in source]
+        return self.receiver.fetch(self.peer.address, source, target, checksums=checksums, **options)
+
+    def clear(self) -> None:
+        self.receiver.memory.view[:] = bytes(PAGE * PAGES)
+
+    def close(self) -> None:
+        self.receiver.close()
+        self.peer.close()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Pool]:
+    with closing(Pool(boot=1)) as (pool,):
+        yield pool
+
+
+@pytest.fixture
+def pool(shared) -> Iterator[Pool]:
+    shared.clear()
+    yield shared
+    shared.switch.faults = None
+
+
+def helpers_of(pid: int) -> list[int]:
+    """The processes that `pid` has started to take part in groups."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            with contextlib.suppress(FileNotFoundError):
+                if b"transfer.dist.runner" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.append(int(child))
+    return found
+
+
+@contextlib.contextmanager
+def expect_end(pids: list[int]) -> Iterator[None]:
+    """These processes end within the block or soon after it."""
+    assert pids
+    watched = [os.pidfd_open(pid) for pid in pids]
+    yield
+    for fd in watched:
+        assert select.select([fd], [], [], WAIT_S)[0], f"one of {pids} lives on"
+        os.close(fd)
+
+
+def freeze(pid: int) -> None:
+    """SIGSTOP, and wait until it has taken effect."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + GROUP_WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (list(range(PAGES)), list(range(PAGES))),
+        (list(range(10, 31)), list(range(21))),
+        ([7, 3, 4, 5, 90, 1, 2], [50, 9, 10, 70, 71, 72, 8]),
+        ([5, 5, 6], [1, 2, 3]),
+    ],
+    ids=["whole pool", "one span", "scattered", "a page twice"],
+)
+def test_pages_arrive_where_they_were_wanted_and_nowhere_else(pool, source, target):
+    result = pool.fetch(source, target)
+    assert (result.ok, result.transport, result.error) == (True, "gloo", None)
+    for page in range(PAGES):
+        expected = pool.peer.page(source[target.index(page)]) if page in target else bytes(PAGE)
+        assert pool.receiver.page(page) == expected
+
+
+def test_copies_run_side_by_side_and_the_short_one_ends_first(pool):
+    pool.switch.faults = gate = Gate(keys={"long"})
+    pool.receiver.start(pool.peer.address, list(range(90)), list(range(90)), key="long")
+    assert gate.reached.wait(WAIT_S)
+    pool.receiver.start(pool.peer.address, [95], [91], key="short")
+    gate.open()
+    assert pool.receiver.wait("short").ok
+    assert pool.receiver.wait("long").ok
+    assert list(pool.receiver.results)[-2:] == ["short", "long"]
+    assert pool.receiver.page(91) == pool.peer.page(95)
+    assert pool.receiver.page(89) == pool.peer.page(89)
+
+
+def test_a_piece_that_was_changed_on_its_way_is_taken_over_tcp(pool):
+    pool.switch.faults = Breaker(corrupting={"gloo"})
+    result = pool.fetch([1, 2], [1, 2])
+    assert (result.ok, result.transport) == (True, "tcp")
+    assert pool.receiver.page(2) == pool.peer.page(2)
+    pool.switch.faults = None
+    assert pool.fetch([3], [3]).transport == "gloo"  # nothing is held against the group
+
+
+def test_wrong_checksums_fail_on_every_way(pool):
+    result = pool.receiver.fetch(pool.peer.address, [1], [1], checksums=[1])
+    assert not result.ok
+    assert result.error.startswith("gloo: page 1 arrived with checksum")
+    assert "; tcp: page 1 arrived with checksum" in result.error
+
+
+def test_a_cancelled_copy_is_answered_and_what_comes_late_goes_nowhere(pool):
+    pool.switch.faults = gate = Gate(keys={"held"})
+    pool.receiver.start(pool.peer.address, list(range(80)), list(range(80)), key="held")
+    assert gate.reached.wait(WAIT_S)
+    pool.receiver.fetcher.cancel("held")
+    gate.open()
+    result = pool.receiver.wait("held")
+    assert (result.cancelled, result.transport) == (True, "gloo")
+    pool.clear()
+    assert pool.fetch([80], [80]).transport == "gloo"  # after all that was still on its way, the same way
+    assert bytes(pool.receiver.memory.view[: 80 * PAGE]) == bytes(80 * PAGE)
+
+
+def test_a_killed_peer_fails_its_copies_and_its_next_life_is_another_peer():
+    others = helpers_of(os.getpid())
+    with closing(Pool(boot=2)) as (pool,):
+        assert pool.fetch([1], [1]).transport == "gloo"
+        pool.switch.faults = gate = Gate()
+        pool.receiver.start(pool.peer.address, list(range(PAGES)), list(range(PAGES)))
+        assert gate.reached.wait(WAIT_S)
+        ours = [pid for pid in helpers_of(os.getpid()) if pid not in others]
+        with expect_end(ours + helpers_of(pool.peer.pid)):
+            pool.peer.kill()
+            gate.open()
+            result = pool.receiver.wait()
+            assert not result.ok
+            assert result.error.startswith("gloo: no process group with the peer")
+            assert "tcp: no connection to the peer" in result.error
+            pool.receiver.fetcher.detach(pool.peer.address)
+        with closing(PeerProcess(boot=3, page_bytes=PAGE, num_pages=PAGES, transport="gloo")) as (peer,):
+            pool.receiver.fetcher.attach(peer.address, peer.ticket)
+            result = pool.receiver.fetch(peer.address, [4], [5])
+            assert (result.ok, result.transport) == (True, "gloo")
+            assert pool.receiver.page(5) == peer.page(4)
+
+
+def test_a_killed_helper_costs_one_attempt_and_is_replaced():
+    others = helpers_of(os.getpid())
+    with closing(Pool(boot=4, timings=TransferTimings(retry_s=0.05, join_s=GROUP_WAIT_S))) as (pool,):
+        assert pool.fetch([1], [1]).transport == "gloo"
+        for side in ("giver", "taker"):
+            until(lambda: pool.fetch([2], [2]).transport == "gloo")
+            (giver,) = helpers_of(pool.peer.pid)
+            (taker,) = (pid for pid in helpers_of(os.getpid()) if pid not in others)
+            pool.clear()
+            pool.switch.faults = gate = Gate(transport="gloo")
+            pool.receiver.start(pool.peer.address, list(range(PAGES)), list(range(PAGES)))
+            assert gate.reached.wait(WAIT_S)
+            with expect_end([giver, taker]):
+                os.kill(giver if side == "giver" else taker, signal.SIGKILL)
+                gate.open()
+                result = pool.receiver.wait()
+                assert (result.ok, result.transport) == (True, "tcp")
+            assert bytes(pool.receiver.memory.view) == pool.peer.content.tobytes()
+
+
+def test_a_stopped_sender_is_given_up_and_does_not_outlive_its_replica():
+    clock = FakeClock()
+    with closing(Pool(boot=5, clock=clock, timings=TransferTimings(handshake_s=1e6))) as (pool,):
+        assert pool.fetch([1], [1]).transport == "gloo"
+        (giver,) = helpers_of(pool.peer.pid)
+        with expect_end([giver]):
+            freeze(giver)
+            pool.receiver.start(pool.peer.address, [2], [2], key="hurried", deadline=clock() + 5)
+            clock.advance(6)
+            result = pool.receiver.wait("hurried")
+            assert result.error == "its deadline passed; gloo: stopped"
+            pool.receiver.start(pool.peer.address, [3], [3], key="patient")
+            result = pool.receiver.wait_turning(clock, seconds=3, key="patient")  # until the piece is overdue
+            assert (result.ok, result.transport) == (True, "tcp")
+            assert pool.receiver.page(2) == bytes(PAGE)
+            pool.peer.kill()
+
+
+def test_close_leaves_nothing_behind():
+    fds, others = open_fds(), helpers_of(os.getpid())
+    pool = Pool(boot=6)
+    assert pool.fetch([1], [1]).transport == "gloo"
+    with expect_end([pid for pid in helpers_of(os.getpid()) if pid not in others] + helpers_of(pool.peer.pid)):
+        pool.receiver.close()
+        assert helpers_of(os.getpid()) == others
+    pool.peer.close()
+    assert open_fds() == fds
+
+
+def test_a_receiver_that_closes_while_its_group_is_being_made():
+    others = helpers_of(os.getpid())
+    with closing(Pool(boot=7)) as (pool,):
+        pool.receiver.start(pool.peer.address, [1], [1])
+        until(lambda: helpers_of(os.getpid()) != others)
+        pool.receiver.fetcher.close()
+        assert pool.receiver.wait().error == "the fetcher was closed; gloo: stopped"
+        assert helpers_of(os.getpid()) == others
+
+
+@pytest.mark.parametrize("address", ["", "nonsense", "somewhere:80", "127.0.0.1:0", "127.0.0.1:65536", "1.2.3.4:٣"])
+def test_a_door_whose_address_makes_no_sense_is_not_tried(address):
+    with closing(ServedPool(boot=8), Receiver(transport="gloo")) as (pool, receiver):
+        receiver.fetcher.attach(pool.address, _with_door(pool.ticket, address))
+        assert receiver.fetch(pool.address, [1], [1]).transport == "tcp"
+
+
+def test_a_door_that_is_not_there_is_reported_and_another_way_taken():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with closing(ServedPool(boot=8), Receiver(transport="gloo")) as (pool, receiver):
+        receiver.fetcher.attach(pool.address, _with_door(pool.ticket, f"127.0.0.1:{port}"))
+        result = receiver.fetch(pool.address, [1], [1], checksums=[1])
+        assert "gloo: no process group with the peer: cannot connect: Connection refused" in result.error
+
+
+@pytest.mark.parametrize("how", ["silence", "garbage", "another secret", "another purpose"])
+def test_no_helper_is_started_for_those_who_do_not_know_the_secret(how):
+    clock, others = FakeClock(), helpers_of(os.getpid())
+    with SharedMemory(PAGE) as memory, contextlib.ExitStack() as stack:
+        door = GroupDoor(
+            "gloo", memory=memory, page_bytes=PAGE, num_pages=1, host="127.0.0.1", boot=9, secret=SECRET, clock=clock
+        )
+        stack.callback(door.close, timeout_s=WAIT_S)
+        host, _, port = door.address().rpartition(":")
+        sock = stack.enter_context(socket.create_connection((host, int(port)), timeout=WAIT_S))
+        nonce = decode_greeting(sock.recv(GREETING_BYTES, socket.MSG_WAITALL))
+        if how == "silence":
+            clock.advance(60)
+        elif how == "garbage":
+            sock.sendall(bytes(4096))
+        else:
+            want = Want.PAGES if how == "another purpose" else Want.GROUP
+            secret = b"another" if how == "another secret" else SECRET
+            sock.sendall(encode_hello(secret, nonce, want=want, boot=9, nonce=bytes(16)))
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(1) == b""
+        assert helpers_of(os.getpid()) == others
+
+
+def _with_door(ticket: RegionTicket, address: str) -> RegionTicket:
+    return msgspec.structs.replace(ticket, doors={"gloo": address})
