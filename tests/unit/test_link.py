@@ -83,7 +83,8 @@ async def test_messages_arrive_in_order_both_ways(served: tuple[LinkServer, Reco
     assert [await at_server.next_message() for _ in sent] == sent
     assert [await at_client.next_message() for _ in sent] == [Closed(message.room) for message in sent]
     link.close()
-    assert await at_server.why_lost() == "closed by the peer"
+    why = await at_server.why_lost()
+    assert why == "closed by the peer" or "Connection reset" in why, why  # reset, where a ping came that nobody reads
 
 
 async def test_idle_link_stays_up_by_pings(served: tuple[LinkServer, Recorder]) -> None:
