@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pytest
 from transfer_pools import LAYOUT, SECRET, WAIT_S, closing, pattern
 
 from protocol.handshake import RegionTicket
@@ -16,7 +17,15 @@ from protocol.rooms import PeerAddress
 from transfer.checksum import page_checksums
 from transfer.memory import SharedMemory
 from transfer.mooncake.door import MooncakeDoor
+from transfer.mooncake.library import import_failure
 from transfer.server import PageServer
+
+try:
+    import mooncake.engine  # noqa: F401
+except ImportError as error:
+    needs_library = pytest.mark.skip(reason=import_failure(str(error)))
+else:
+    needs_library = pytest.mark.skipif(False, reason="")
 
 
 class MooncakePool:

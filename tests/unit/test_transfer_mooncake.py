@@ -15,18 +15,14 @@ import threading
 
 import msgspec
 import pytest
-from mooncake_peers import MooncakePool, MooncakeProcess
+from mooncake_peers import MooncakePool, MooncakeProcess, needs_library
 from transfer_pools import WAIT_S, Breaker, Gate, Receiver, ServedPool, closing, open_fds
 
-from transfer.mooncake.library import import_failure
 from transfer.mooncake.messages import DoorAddress
 from transfer.mooncake.transport import MooncakeTransport
 from transfer.transport import TransferTimings
 
-try:
-    import mooncake.engine  # noqa: F401
-except ImportError as error:
-    pytest.skip(import_failure(str(error)), allow_module_level=True)
+pytestmark = needs_library
 
 AT_ONCE = TransferTimings(retry_s=0.0)
 BLOCK_PAGES = 255
