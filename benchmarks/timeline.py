@@ -1,7 +1,8 @@
 """Sends requests to a running cluster, asks where their time went, and writes that as a trace for Perfetto.
 
-Prompts are random token ids, so that no prefix cache helps. A table of the phases' durations is printed; the trace is
-opened at https://ui.perfetto.dev or in chrome://tracing. docs/timelines.md says what the phases mean.
+Prompts are random token ids, others in each run unless a seed is given, so that no prefix cache helps. A table of the
+phases' durations is printed; the trace is opened at https://ui.perfetto.dev or in chrome://tracing. docs/timelines.md
+says what the phases mean.
 
     python -m benchmarks.timeline --url http://127.0.0.1:8000 --prompt-tokens 1500 --out trace.json
 """
@@ -59,7 +60,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--output-tokens", type=int, default=32)
     parser.add_argument("--requests", type=int, default=8)
     parser.add_argument("--concurrency", type=int, default=1, help="requests under way at once")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="of the prompts; another one in each run unless given")
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="of one request")
     parser.add_argument("--out", type=Path, required=True, help="file for the trace")
     add_report_options(parser)
@@ -73,11 +74,11 @@ async def fetch_timelines(
     output_tokens: int,
     requests: int,
     concurrency: int,
-    seed: int,
+    seed: int | None,
     timeout_s: float,
 ) -> Timelines:
     """The timeline of each request by its name; raises `RequestFailed` for the first that has none."""
-    rng = random.Random(f"timeline {seed}")
+    rng = random.Random(seed)
     prompts = [random_prompt(rng, prompt_tokens) for _ in range(requests)]
     places = asyncio.Semaphore(concurrency)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session:

@@ -205,7 +205,7 @@ class Generation:
             metrics.cached_tokens.add(event.cached_tokens or 0)
             self._halves.prompt_computed()
             if self._timeline is not None:
-                self._timeline.first_token(now)
+                self._timeline.first_token()
         else:
             metrics.itl_s.observe(now - self._last_token_at)
             if self._halves.prefill is not None:
@@ -214,7 +214,7 @@ class Generation:
         self._last_token_at = now
         if event.finish is not None:
             if self._timeline is not None:
-                self._timeline.finished(now)
+                self._timeline.finished()
             self._end(GenerationState.FINISHED)
         self._stream.put(self.index, event)
 
@@ -236,7 +236,7 @@ class Generation:
             prefill, decode = (
                 None if view is None else view.address.replica_id for view in (route.prefill, route.decode)
             )
-            self._timeline.opened(prefill=prefill, decode=decode, now=self._services.clock())
+            self._timeline.opened(prefill=prefill, decode=decode)
         job = msgspec.structs.replace(self._job, logged=list(self.log.tokens)) if self.log.tokens else self._job
         ttl_ms = max(1, int(1000 * (self._deadline - self._services.clock())))
         self._halves.open(Room(self.request_id, self.epoch), route, job, ttl_ms=ttl_ms)
@@ -252,7 +252,7 @@ class Generation:
             return
         self._services.metrics.failovers.add(label=cause)
         if self._timeline is not None:
-            self._timeline.failed(cause, detail, self._services.clock())
+            self._timeline.failed(cause, detail)
         self._move(GenerationState.WAITING)
         self._try_open()
 

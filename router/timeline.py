@@ -30,11 +30,12 @@ class _Epoch:
 
 
 class SequenceTimeline:
-    """Times that callers give are readings of `clock`: the router's event loop's."""
+    """Reads `clock` itself: an event loop's own time can be a whole millisecond old, and no finer than that."""
 
     def __init__(
         self, *, clock: Callable[[], float] = time.monotonic, unix_time: Callable[[], float] = time.time
     ) -> None:
+        self._clock = clock
         self._time = UnixTime(clock, unix_time)
         self._received_at = 0.0
         self._first_token_at: float | None = None
@@ -43,30 +44,31 @@ class SequenceTimeline:
         self._phases: list[tuple[int, str, Phase]] = []
 
     def received(self, at: float) -> None:
-        """When the HTTP request came."""
+        """When the HTTP request came, by the same clock as far as the event loop knows it."""
         self._received_at = at
 
-    def opened(self, *, prefill: str | None, decode: str | None, now: float) -> None:
+    def opened(self, *, prefill: str | None, decode: str | None) -> None:
         """The next epoch begins on these replicas; None for a half that it has not."""
-        self._epochs.append(_Epoch(prefill, decode, now))
+        self._epochs.append(_Epoch(prefill, decode, self._clock()))
 
-    def failed(self, cause: str, detail: str, now: float) -> None:
+    def failed(self, cause: str, detail: str) -> None:
         """The epoch is over, and another one will follow."""
         epoch = self._epochs[-1]
-        epoch.ended, epoch.outcome, epoch.detail = now, cause, detail
+        epoch.ended, epoch.outcome, epoch.detail = self._clock(), cause, detail
 
     def heard(self, epoch: int, replica: str, phases: list[Phase]) -> None:
         """A replica told of its part in an epoch."""
         self._phases += [(epoch, replica, phase) for phase in phases]
 
-    def first_token(self, now: float) -> None:
-        self._first_token_at = now
+    def first_token(self) -> None:
+        """It is logged."""
+        self._first_token_at = self._clock()
 
-    def finished(self, now: float) -> None:
+    def finished(self) -> None:
         """The last token is logged."""
-        self._finished_at = now
         epoch = self._epochs[-1]
-        epoch.ended, epoch.outcome = now, "finished"
+        epoch.ended = self._finished_at = self._clock()
+        epoch.outcome = "finished"
 
     def as_json(self) -> dict[str, Any]:
         """What the client gets; docs/timelines.md has its fields."""
