@@ -292,6 +292,26 @@ def test_short_copies_go_first(pool, tmp_path):
         assert order == ["short", "long"]
 
 
+def test_a_long_copy_gives_way_to_a_short_one(tmp_path):
+    gate, order = Gate(keys={"long"}, after_bytes=1 << 20), []
+    pool = SpoolingPool(tmp_path, boot=8, page_bytes=1 << 20, num_pages=6)
+    with closing(
+        pool, receiver_in(tmp_path, faults=gate, num_threads=1, page_bytes=1 << 20, num_pages=7, clock=FakeClock())
+    ) as (_, receiver):
+        receiver.fetcher.attach(pool.address, pool.ticket)
+        checksums = pool.write(range(6))
+        answered = receiver._done
+        receiver._done = lambda result: (order.append(result.key), answered(result))
+        receiver.start(pool.address, range(6), range(6), key="long", checksums=checksums)
+        assert gate.reached.wait(WAIT_S)
+        receiver.start(pool.address, [1], [6], key="short", checksums=checksums[1:2])
+        gate.open()
+        assert receiver.wait("long").ok
+        assert receiver.wait("short").ok
+        assert order == ["short", "long"]
+        assert bytes(receiver.memory.view[: 6 << 20]) == bytes(pool.memory.view)
+
+
 def test_a_path_that_breaks_fails_the_copy_with_the_reason(pool, tmp_path):
     with closing(receiver_in(tmp_path, faults=Breaker(broken={"disk"}))) as (receiver,):
         receiver.fetcher.attach(pool.address, pool.ticket)

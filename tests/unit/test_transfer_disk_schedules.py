@@ -59,6 +59,8 @@ class DiskWorld(World):
         for key in list(self.running)[::2]:  # the others are cut short
             self.settle(key)
         super().close()
+        (transport,) = self.fetcher._transports
+        assert transport._waits == {}, "a copy ended, and its wait did not"
 
 
 @pytest.mark.filterwarnings("error")  # also of a thread that died
