@@ -240,11 +240,16 @@ def test_rooms_that_do_not_ask_have_no_timeline() -> None:
     assert told(peer) == []
 
 
-def test_phases_survive_the_wire_and_a_job_without_the_flag_asks_for_none() -> None:
+def test_phases_survive_the_wire() -> None:
     message = Phases(ROOM, [Phase("transfer", 1, 2, "shm", "P", 4096)])
     assert decode_body(encode_frame(message)[4:]) == message
-    old = msgspec.msgpack.encode(msgspec.to_builtins(job(PROMPT))[:-1])
-    assert msgspec.msgpack.decode(old, type=Job).timeline is False
+
+
+def test_jobs_of_routers_that_know_less_or_more_are_understood() -> None:
+    """The flag stands last: one who does not send it asks for nothing, and one who does not know it reads the rest."""
+    fields = msgspec.to_builtins(timed(job(PROMPT)))
+    assert msgspec.convert(fields[:-1], Job) == job(PROMPT)
+    assert msgspec.convert([*fields, "of a later version"], Job) == timed(job(PROMPT))
 
 
 def test_a_log_uses_the_attempt_in_which_its_thread_kept_its_turn() -> None:
