@@ -15,8 +15,8 @@ import threading
 
 import msgspec
 import pytest
-from mooncake_peers import MooncakePool, MooncakeProcess, needs_library
-from transfer_pools import WAIT_S, Breaker, Gate, Receiver, ServedPool, closing, open_fds
+from mooncake_library import needs_library
+from transfer_pools import WAIT_S, Breaker, Gate, PeerProcess, Receiver, ServedPool, closing, open_fds
 
 from transfer.mooncake.messages import DoorAddress
 from transfer.mooncake.transport import MooncakeTransport
@@ -33,7 +33,7 @@ LONG = list(range(5 * BLOCK_PAGES))
 @pytest.fixture(scope="module")
 def pool():
     """Never harmed by a test."""
-    with closing(MooncakePool(boot=7, num_pages=2048)) as (pool,):
+    with closing(ServedPool(boot=7, num_pages=2048, transport="mooncake")) as (pool,):
         yield pool
 
 
@@ -50,6 +50,14 @@ def library_of(receiver) -> MooncakeTransport:
     transport = receiver.fetcher._transports[0]
     assert isinstance(transport, MooncakeTransport)
     return transport
+
+
+def door_pid(pool: ServedPool | PeerProcess) -> int:
+    """Of the process that serves `pool`."""
+    if isinstance(pool, ServedPool):
+        return pool.doors[0].pid
+    with open(f"/proc/{pool.pid}/task/{pool.pid}/children", encoding="ascii") as children:
+        return int(children.read())
 
 
 def address_of(pool) -> DoorAddress:
@@ -83,7 +91,7 @@ def test_long_fetches_arrive_whole_contiguous_scattered_and_many_at_once(pool):
 
 @pytest.mark.parametrize("page_bytes", [1, 1000, 3 << 20])
 def test_any_page_size_works(page_bytes):
-    pool = MooncakePool(boot=2, page_bytes=page_bytes, num_pages=9)
+    pool = ServedPool(boot=2, page_bytes=page_bytes, num_pages=9, transport="mooncake")
     with closing(pool), receiver_of(pool, page_bytes=page_bytes, num_pages=9) as receiver:
         source, target = [0, 1, 2, 8, 5], [4, 5, 6, 7, 0]
         result = receiver.fetch(pool.address, source, target, checksums=pool.checksums(source))
@@ -122,25 +130,25 @@ def test_a_cancelled_fetch_ends_between_blocks_and_writes_no_more(pool):
 
 
 def test_a_fetch_is_cancelled_while_the_peer_hangs_and_its_pages_are_ours_at_once():
-    pool = MooncakeProcess(boot=11, num_pages=2048)
+    pool = PeerProcess(boot=11, num_pages=2048, transport="mooncake")
     with closing(pool), receiver_of(pool) as receiver:
         assert receiver.fetch(pool.address, [0], [2047]).transport == "mooncake"  # so that hands are shaken
-        hang(pool.door_pid)
+        hang(door_pid(pool))
         receiver.start(pool.address, LONG, LONG)
         receiver.fetcher.cancel("job")
         assert receiver.wait().cancelled
-        os.kill(pool.door_pid, signal.SIGCONT)  # now the late bytes come, but not into pages
+        os.kill(door_pid(pool), signal.SIGCONT)  # now the late bytes come, but not into pages
         assert receiver.fetch(pool.address, LONG[5:], LONG[5:]).ok
         assert all(receiver.page(page) == bytes(4096) for page in LONG[:5])
 
 
 def test_a_door_killed_in_the_middle_is_left_for_tcp():
     gate = Gate(transport="mooncake", after_bytes=BLOCK_PAGES * 4096)
-    pool = MooncakeProcess(boot=12, num_pages=2048)
+    pool = PeerProcess(boot=12, num_pages=2048, transport="mooncake")
     with closing(pool), receiver_of(pool, faults=gate) as receiver:
         receiver.start(pool.address, LONG, LONG)
         assert gate.reached.wait(WAIT_S)
-        os.kill(pool.door_pid, signal.SIGKILL)
+        os.kill(door_pid(pool), signal.SIGKILL)
         gate.open()
         result = receiver.wait()
         assert (result.ok, result.transport) == (True, "tcp")
@@ -150,7 +158,7 @@ def test_a_door_killed_in_the_middle_is_left_for_tcp():
 
 def test_a_dead_peer_fails_its_fetches_and_no_other_peers(pool):
     gate = Gate(transport="mooncake", keys={"dying"})
-    dying = MooncakeProcess(boot=13, num_pages=2048)
+    dying = PeerProcess(boot=13, num_pages=2048, transport="mooncake")
     with closing(dying), receiver_of(dying, faults=gate) as receiver:
         receiver.fetcher.attach(pool.address, pool.ticket)
         receiver.start(dying.address, LONG, LONG, key="dying")
@@ -216,7 +224,7 @@ def test_peers_without_a_door_we_understand_are_reached_over_tcp(pool, doors):
 
 
 def test_a_stranger_at_the_door_can_neither_change_a_page_nor_end_the_replica():
-    pool = MooncakePool(boot=14)
+    pool = ServedPool(boot=14, transport="mooncake")
     with closing(pool), receiver_of(pool, num_pages=64) as receiver:
         address = address_of(pool)
         write = (
@@ -236,7 +244,7 @@ def test_a_stranger_at_the_door_can_neither_change_a_page_nor_end_the_replica():
             connection.sendall(struct.pack("<Q", 3) + b"\0[]")  # well-formed, and not what the library expects
             with contextlib.suppress(ConnectionError):
                 assert connection.recv(1) == b""
-        os.waitid(os.P_PID, pool.door.pid, os.WEXITED | os.WNOWAIT)  # it has ended by itself
+        os.waitid(os.P_PID, door_pid(pool), os.WEXITED | os.WNOWAIT)  # it has ended by itself
         assert receiver.fetch(pool.address, [1], [2], checksums=sums).transport == "tcp"
 
 
@@ -257,12 +265,12 @@ def test_a_detached_peer_ends_its_fetches(pool):
 
 def test_close_ends_what_runs_and_leaves_nothing_behind():
     threads, fds = set(threading.enumerate()), open_fds()
-    pool, gate = MooncakePool(boot=15, num_pages=2048), Gate(transport="mooncake")
+    pool, gate = ServedPool(boot=15, num_pages=2048, transport="mooncake"), Gate(transport="mooncake")
     receiver = Receiver(num_pages=2048, transport="mooncake", faults=gate)
     receiver.fetcher.attach(pool.address, pool.ticket)
     receiver.start(pool.address, LONG, LONG)
     assert gate.reached.wait(WAIT_S)
-    processes = [pool.door.pid, library_of(receiver).pid]
+    processes = [door_pid(pool), library_of(receiver).pid]
     closer = threading.Thread(target=receiver.close)
     closer.start()
     gate.open()
@@ -277,8 +285,8 @@ def test_close_ends_what_runs_and_leaves_nothing_behind():
 
 
 def test_the_librarys_processes_end_with_their_parent():
-    peer = MooncakeProcess(boot=16)
-    with closing(peer), open(os.pidfd_open(peer.door_pid), "rb", buffering=0) as door:
+    peer = PeerProcess(boot=16, transport="mooncake")
+    with closing(peer), open(os.pidfd_open(door_pid(peer)), "rb", buffering=0) as door:
         peer.kill()
         assert select.select([door], [], [], WAIT_S)[0], "the door's process outlived its replica"
 

@@ -10,9 +10,9 @@ import threading
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mooncake_peers import MooncakePool, needs_library
+from mooncake_library import needs_library
 from test_transfer_schedules import BOOTS, PAGE, SOURCE_PAGES, World, operations
-from transfer_pools import closing, pattern
+from transfer_pools import ServedPool, closing, pattern
 
 pytestmark = needs_library
 
@@ -20,7 +20,8 @@ pytestmark = needs_library
 @pytest.fixture
 def pools(monkeypatch):
     monkeypatch.setattr("transfer.mooncake.transport._BLOCK_BYTES", 3 * PAGE)
-    with closing(*(MooncakePool(boot=boot, page_bytes=PAGE, num_pages=SOURCE_PAGES) for boot in BOOTS)) as pools:
+    sizes = {"page_bytes": PAGE, "num_pages": SOURCE_PAGES}
+    with closing(*(ServedPool(boot=boot, transport="mooncake", **sizes) for boot in BOOTS)) as pools:
         yield {pool.address.boot: pool for pool in pools}
 
 
