@@ -4,7 +4,8 @@
 
 A process of its own plays the peer. Every round measures all ways one after the other, those compared with among them,
 so that a busy machine slows all of them; the table shows medians over the rounds, and shares as medians of the rounds'
-own shares. Contiguous pages form one span; scattered ones lie at random on both sides.
+own shares. Contiguous pages form one span; scattered ones lie at random on both sides. `disk` takes pages that were
+written before, most likely out of the system's page cache; how long writing took stands in a table of its own.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -27,6 +30,7 @@ from benchmarks.report import Report, Table, add_report_options, finish
 from protocol.handshake import RegionTicket
 from protocol.rooms import PeerAddress
 from transfer.checksum import page_checksums
+from transfer.disk.spool import Spool
 from transfer.fetcher import FetchJob, FetchResult, PageFetcher, TransportName
 from transfer.memory import SharedMemory
 from transfer.server import PageServer
@@ -43,18 +47,28 @@ class PeerReady(msgspec.Struct):
     ticket: RegionTicket
     stream_port: int
     checksums: list[int]
+    spool_seconds: float
+    """For all pages to be in the folder, from their being offered."""
 
 
 # ---- the peer's process ---------------------------------------------------------------------------------------
 
 
-def serve(page_bytes: int, num_pages: int) -> None:
-    """Serve a pool of random bytes, and plain streams of it, until standard input ends. The secret comes first."""
+def serve(page_bytes: int, num_pages: int, folder: Path) -> None:
+    """Serve a pool of random bytes, also by way of `folder`, and plain streams of it, until standard input ends. The
+    secret comes first."""
     secret = sys.stdin.buffer.read(len(SECRET))
     memory = SharedMemory(page_bytes * num_pages)
     np.frombuffer(memory.view, dtype=np.uint8)[:] = np.random.default_rng(0).integers(
         0, 256, memory.nbytes, dtype=np.uint8
     )
+    checksums = page_checksums(memory.view, page_bytes, range(num_pages))
+    spool = Spool(folder=folder, view=memory.view, page_bytes=page_bytes, replica_id=ADDRESS.replica_id, boot=BOOT)
+    begin = time.perf_counter()
+    spool.offer(range(num_pages), checksums)
+    if not spool.wait_idle(60):
+        raise RuntimeError(f"{folder} is too slow: pages were still being written after 60 s")
+    spool_seconds = time.perf_counter() - begin
     server = PageServer(
         memory=memory,
         page_bytes=page_bytes,
@@ -63,15 +77,21 @@ def serve(page_bytes: int, num_pages: int) -> None:
         host="127.0.0.1",
         boot=BOOT,
         secret=secret,
+        doors=[spool],
     )
     listener = socket.create_server(("127.0.0.1", 0))
     threading.Thread(target=stream, args=(listener, memory.view), daemon=True).start()
-    checksums = page_checksums(memory.view, page_bytes, range(num_pages))
-    ready = PeerReady(ticket=server.ticket(), stream_port=listener.getsockname()[1], checksums=checksums)
+    ready = PeerReady(
+        ticket=server.ticket(),
+        stream_port=listener.getsockname()[1],
+        checksums=checksums,
+        spool_seconds=spool_seconds,
+    )
     sys.stdout.buffer.write(msgspec.json.encode(ready) + b"\n")
     sys.stdout.flush()
     sys.stdin.read()
     server.close()
+    spool.close(timeout_s=10)
 
 
 def stream(listener: socket.socket, view: memoryview) -> None:
@@ -88,7 +108,7 @@ def stream(listener: socket.socket, view: memoryview) -> None:
 class Receiver:
     """Our pool with one fetcher per transport, the private memory of the memcpy, and the plain stream's socket."""
 
-    def __init__(self, ready: PeerReady) -> None:
+    def __init__(self, ready: PeerReady, folder: Path) -> None:
         ticket = ready.ticket
         self.page_bytes = ticket.page_bytes
         self.checksums = ready.checksums
@@ -97,7 +117,7 @@ class Receiver:
         self.target = np.zeros(self.memory.nbytes, dtype=np.uint8)
         self.socket = socket.create_connection(("127.0.0.1", ready.stream_port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        transports: tuple[TransportName, ...] = ("shm", "tcp")
+        transports: tuple[TransportName, ...] = ("shm", "tcp", "disk")
         self.fetchers = {
             str(name): PageFetcher(
                 memory=self.memory,
@@ -106,6 +126,7 @@ class Receiver:
                 secret=SECRET,
                 num_threads=1,
                 transport=name,
+                folder=folder,
             )
             for name in transports
         }
@@ -155,9 +176,9 @@ class Receiver:
 
 
 @contextmanager
-def peer(page_bytes: int, num_pages: int) -> Iterator[PeerReady]:
+def peer(page_bytes: int, num_pages: int, folder: Path) -> Iterator[PeerReady]:
     """A peer in its own process, for as long as the context lasts."""
-    command = [sys.executable, "-m", "benchmarks.transfer", "--serve", str(page_bytes), str(num_pages)]
+    command = [sys.executable, "-m", "benchmarks.transfer", "--serve", str(page_bytes), str(num_pages), str(folder)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -191,6 +212,7 @@ def ways_to_move(receiver: Receiver, source: list[int], target: list[int]) -> di
         "stream": lambda: receiver.plain_stream(len(source)),
         "tcp": lambda: receiver.fetch("tcp", source, target, verified=False),
         "tcp verified": lambda: receiver.fetch("tcp", source, target, verified=True),
+        "disk verified": lambda: receiver.fetch("disk", source, target, verified=True),
     }
 
 
@@ -207,6 +229,7 @@ def bandwidth(receiver: Receiver, sizes: Sequence[int], choose: PageChooser, *, 
             "tcp GB/s",
             "share of stream",
             "tcp verified GB/s",
+            "disk verified GB/s",
         ],
     )
     num_pages = len(receiver.checksums)
@@ -229,6 +252,7 @@ def bandwidth(receiver: Receiver, sizes: Sequence[int], choose: PageChooser, *, 
             speed["tcp"],
             f"{of_stream:.0%}",
             speed["tcp verified"],
+            speed["disk verified"],
         )
     return table
 
@@ -239,12 +263,18 @@ def latency(receiver: Receiver, sizes: Sequence[int], *, rounds: int) -> Table:
     for nbytes in sizes:
         source, target = contiguous(nbytes // receiver.page_bytes, 0)
         for transport in receiver.fetchers:
-            for verified in (False, True):
+            for verified in (True,) if transport == "disk" else (False, True):
                 times = [receiver.fetch(transport, source, target, verified=verified) for _ in range(rounds)]
                 cuts = statistics.quantiles(times, n=100)
                 table.add(
                     human(nbytes), transport, "yes" if verified else "no", *(cuts[cut] * 1e6 for cut in (49, 89, 98))
                 )
+    return table
+
+
+def spooling(nbytes: int, seconds: float) -> Table:
+    table = Table(title="writing pages to the folder, once", columns=["bytes", "disk write GB/s"])
+    table.add(human(nbytes), nbytes / seconds / 1e9)
     return table
 
 
@@ -254,22 +284,24 @@ def human(nbytes: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--serve", nargs=2, type=int, metavar=("PAGE_BYTES", "PAGES"), help="be the peer (internal)")
+    parser.add_argument("--serve", nargs=3, metavar=("PAGE_BYTES", "PAGES", "FOLDER"), help="be the peer (internal)")
     parser.add_argument("--page-kb", type=int, default=16, help="page size in KB (default: %(default)s)")
     parser.add_argument("--max-mb", type=int, default=256, help="largest transfer in MB (default: %(default)s)")
     parser.add_argument(
         "--rounds", type=int, default=15, help="per bandwidth, the median counts (default: %(default)s)"
     )
     parser.add_argument("--latency-rounds", type=int, default=500, help="per latency (default: %(default)s)")
+    parser.add_argument("--folder", help="where `disk` keeps its pages (default: the system's for temporary files)")
     add_report_options(parser)
     options = parser.parse_args()
     if options.serve:
-        serve(*options.serve)
+        serve(int(options.serve[0]), int(options.serve[1]), Path(options.serve[2]))
         return
     page_bytes = options.page_kb << 10
     sizes = [size for size in (64 << 10, 1 << 20, 16 << 20, 64 << 20, 256 << 20) if size <= options.max_mb << 20]
-    with peer(page_bytes, max(sizes) // page_bytes) as ready:
-        receiver = Receiver(ready)
+    num_pages = max(sizes) // page_bytes
+    with tempfile.TemporaryDirectory(dir=options.folder) as name, peer(page_bytes, num_pages, Path(name)) as ready:
+        receiver = Receiver(ready, Path(name))
         rounds = options.rounds
         tables = [
             latency(receiver, sizes[:2], rounds=options.latency_rounds),
@@ -278,6 +310,7 @@ def main() -> None:
                 receiver, sizes, scattered, rounds=rounds, title=f"bandwidth, scattered pages of {options.page_kb} KB"
             ),
         ]
+        tables.append(spooling(max(sizes), ready.spool_seconds))
         receiver.close()
     report = Report(
         name="transfer",

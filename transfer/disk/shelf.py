@@ -6,21 +6,14 @@ index is looked at by one of them.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from transfer.disk.index import IndexReader, Place, Refusal, pack_name
-
-
-class Run(NamedTuple):
-    """`length` pages that lie one after the other in a pack."""
-
-    pack: int
-    place: int
-    length: int
+from transfer.spans import runs
 
 
 class Shelf:
@@ -31,35 +24,36 @@ class Shelf:
         self._lock = threading.Lock()  # guards the index
         self._index = IndexReader(path)
 
-    def find(self, checksums: Sequence[int]) -> Run | None:
-        """Where the first of these pages is, and as many of the following as lie behind it; None when it is not there
-        yet. Raises `OSError`."""
+    def find(self, checksums: Sequence[int]) -> list[Place]:
+        """Where these pages are, up to the first that is not there yet. Raises `OSError`."""
         with self._lock:
-            first = self._place(checksums[0])
-            if first is None:
+            if self._place(checksums[0]) is None:
                 self._index.refresh()
-                first = self._place(checksums[0])
-            if first is None:
-                return None
-            length = 1
-            while length < len(checksums) and self._place(checksums[length]) == (first.pack, first.place + length):
-                length += 1
-        return Run(first.pack, first.place, length)
+            found: list[Place] = []
+            for checksum in checksums:
+                place = self._place(checksum)
+                if place is None:
+                    break
+                found.append(place)
+            return found
 
-    def read(self, run: Run, buffers: Sequence[memoryview], *, page_bytes: int) -> bool:
-        """Fill `buffers`, one per page of `run`; False when the pack is gone. Raises `OSError`."""
-        try:
-            fd = os.open(self._path / pack_name(run.pack), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            with self._lock:
-                self._index.forget(run.pack)
-            return False
-        try:
-            found = os.preadv(fd, buffers, run.place * page_bytes)
-        finally:
-            os.close(fd)
-        if found != run.length * page_bytes:
-            raise OSError(f"{pack_name(run.pack)} has {found} bytes where its index promises {run.length * page_bytes}")
+    def read(self, places: Sequence[Place], buffers: Sequence[memoryview]) -> bool:
+        """Fill `buffers`, one per place and all of a page's size; False when a pack is gone. Raises `OSError`."""
+        done = 0
+        for pack, group in itertools.groupby(places, lambda place: place.pack):
+            numbers = [place.place for place in group]
+            try:
+                fd = os.open(self._path / pack_name(pack), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                with self._lock:
+                    self._index.forget(pack)
+                return False
+            try:
+                for first, count in runs(numbers):
+                    self._read_run(fd, first, buffers[done : done + count])
+                    done += count
+            finally:
+                os.close(fd)
         return True
 
     def refusal(self, checksum: int) -> Refusal | None:
@@ -73,6 +67,12 @@ class Shelf:
         if self._path.is_dir():
             return f"{self._path} is there, without it"
         return f"{self._path} is not there: do both replicas have the same folder, and the same user?"
+
+    def _read_run(self, fd: int, first: int, buffers: Sequence[memoryview]) -> None:
+        size = buffers[0].nbytes
+        found, expected = os.preadv(fd, buffers, first * size), size * len(buffers)
+        if found != expected:
+            raise OSError(f"a pack in {self._path} has {found} bytes where its index promises {expected}")
 
     def _place(self, checksum: int) -> Place | None:
         found = self._index.find(checksum)

@@ -141,17 +141,17 @@ class DiskTransport:
             if self._crew.should_yield(copy):
                 return _Outcome.YIELDED
             block = slice(copy.done_pages, copy.done_pages + per_block)
-            run = shelf.find(job.checksums[block])
-            if run is None:
+            places = shelf.find(job.checksums[block])
+            if not places:
                 return _Outcome.MISSING
             if copy.started_at is None:
                 copy.started_at = self._clock()
             self._landing.before(copy, self.name)
-            targets = job.target_pages[block][: run.length]
+            targets = job.target_pages[block][: len(places)]
             buffers = [self._landing.view[page * size : (page + 1) * size] for page in targets]
-            if not shelf.read(run, buffers, page_bytes=size):
+            if not shelf.read(places, buffers):
                 return _Outcome.MISSING
-            self._landing.landed(copy, self.name, run.length)
+            self._landing.landed(copy, self.name, len(places))
         return _Outcome.LANDED
 
     def _worked(self, copy: PageCopy, shelf: Shelf | None, outcome: _Outcome, error: str | None) -> None:
