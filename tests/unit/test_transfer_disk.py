@@ -65,6 +65,16 @@ def test_any_page_size_works(tmp_path, page_bytes):
         assert [receiver.page(page) for page in target] == [pool.page(page) for page in source]
 
 
+def test_what_a_peer_wrote_can_be_taken_when_it_is_dead(tmp_path):
+    peer = SpoolingProcess(tmp_path, range(64), boot=3)
+    with closing(peer, receiver_in(tmp_path)) as (_, receiver):
+        receiver.fetcher.attach(peer.address, peer.ticket)
+        assert receiver.fetch(peer.address, range(64), range(64), checksums=peer.checksums).ok
+        peer.kill()
+        assert receiver.fetch(peer.address, [9, 2], [2, 9], checksums=[peer.checksums[9], peer.checksums[2]]).ok
+        assert receiver.page(2) == peer.page(9)
+
+
 def test_any_number_of_peers_take_the_same_pages(pool, tmp_path):
     checksums = pool.write(range(64))
     with closing(receiver_in(tmp_path), receiver_in(tmp_path)) as receivers:
