@@ -491,7 +491,7 @@ def test_a_spool_that_cannot_work_is_refused(tmp_path):
     settings = {"folder": tmp_path, "view": view, "page_bytes": 4096, "replica_id": "a", "boot": 1}
     with pytest.raises(ValueError, match="is not a folder; make or mount it"):
         Spool(**{**settings, "folder": tmp_path / "nowhere"})
-    with pytest.raises(ValueError, match="a spool of 8192 bytes is too small"):
+    with pytest.raises(ValueError, match=r"a spool of 8192 bytes is too small.*raise transfer\.folder_max_mb to 1"):
         Spool(**settings, limits=SpoolLimits(max_bytes=8192))
     (tmp_path / spool_name("a", 1)).mkdir()
     with pytest.raises(ValueError, match="cannot be written to"):

@@ -53,7 +53,10 @@ class Spool:
         check_shared(folder)
         limits = limits or SpoolLimits()
         if limits.max_bytes < 4 * page_bytes:
-            raise ValueError(f"a spool of {limits.max_bytes} bytes is too small for pages of {page_bytes} bytes")
+            raise ValueError(
+                f"a spool of {limits.max_bytes} bytes is too small for pages of {page_bytes} bytes; "
+                f"raise transfer.folder_max_mb to {-(-4 * page_bytes >> 20)} at least"
+            )
         self._shared, self._own = folder, spool_name(replica_id, boot)
         self._clock = clock
         self._silent_s = limits.leftover_s
