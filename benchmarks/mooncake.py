@@ -1,0 +1,213 @@
+"""How fast pages move over mooncake-transfer-engine's TCP, against what the library itself reaches.
+
+    python -m benchmarks.mooncake [--write]
+
+A process of its own plays the peer. The library's own number is its blocking read of one span of as many bytes, in this
+process and into private memory. Every round measures all ways one after the other; the table shows medians over the
+rounds, and shares as medians of the rounds' own shares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import msgspec
+import numpy as np
+
+from benchmarks.report import Report, Table, add_report_options, finish
+from benchmarks.transfer import contiguous, human, scattered
+from protocol.handshake import RegionTicket
+from protocol.rooms import PeerAddress
+from transfer.checksum import page_checksums
+from transfer.fetcher import FetchJob, FetchResult, PageFetcher
+from transfer.memory import SharedMemory
+from transfer.mooncake.door import MooncakeDoor
+from transfer.mooncake.library import new_engine
+from transfer.mooncake.messages import DoorAddress
+from transfer.server import PageServer
+
+SECRET = os.urandom(16)
+LAYOUT = "benchmark"
+BOOT = 1
+ADDRESS = PeerAddress("peer", BOOT, "127.0.0.1", 1)
+
+
+class PeerReady(msgspec.Struct):
+    """What the peer process says when it is up."""
+
+    ticket: RegionTicket
+    checksums: list[int]
+
+
+def serve(page_bytes: int, num_pages: int) -> None:
+    """Serve a pool of random bytes until standard input ends. The secret comes first."""
+    secret = sys.stdin.buffer.read(len(SECRET))
+    memory = SharedMemory(page_bytes * num_pages)
+    memory.view[:] = np.random.default_rng(0).bytes(memory.nbytes)
+    door = MooncakeDoor(memory=memory, host="127.0.0.1")
+    server = PageServer(
+        memory=memory,
+        page_bytes=page_bytes,
+        num_pages=num_pages,
+        layout=LAYOUT,
+        host="127.0.0.1",
+        boot=BOOT,
+        secret=secret,
+        doors=[door],
+    )
+    ready = PeerReady(ticket=server.ticket(), checksums=page_checksums(memory.view, page_bytes, range(num_pages)))
+    sys.stdout.buffer.write(msgspec.json.encode(ready) + b"\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+    server.close()
+    door.close(timeout_s=10)
+
+
+class Receiver:
+    """Our pool with its fetcher, and the bare library with private memory."""
+
+    def __init__(self, ready: PeerReady) -> None:
+        ticket = ready.ticket
+        self.page_bytes = ticket.page_bytes
+        self.checksums = ready.checksums
+        self.memory = SharedMemory(ticket.num_pages * ticket.page_bytes)
+        self.fetcher = PageFetcher(
+            memory=self.memory, page_bytes=ticket.page_bytes, layout=LAYOUT, secret=SECRET, transport="mooncake"
+        )
+        self.fetcher.attach(ADDRESS, ticket)
+        self.door = msgspec.json.decode(ticket.doors["mooncake"], type=DoorAddress)
+        self.private = np.zeros(self.memory.nbytes, dtype=np.uint8)
+        self.library = new_engine(host="127.0.0.1", ib_device="")
+
+    def library_read(self, count: int) -> float:
+        """Seconds for `count` pages as one span. Raises `RuntimeError` when the library fails."""
+        nbytes, begin = count * self.page_bytes, time.perf_counter()
+        if self.library.transfer_sync_read(self.door.session, self.private.ctypes.data, self.door.base, nbytes) != 0:
+            raise RuntimeError("the library's own read failed")
+        return time.perf_counter() - begin
+
+    def fetch(self, pages: tuple[list[int], list[int]], *, verified: bool = False) -> float:
+        """Seconds from the call of `fetch` to that of `on_done`. Raises `RuntimeError` when mooncake did not do it."""
+        source, target = pages
+        checksums = [self.checksums[page] for page in source] if verified else []
+        job = FetchJob(key=0, peer=ADDRESS, source_pages=source, target_pages=target, checksums=checksums)
+        done = threading.Event()
+        answers: list[tuple[float, FetchResult]] = []
+
+        def on_done(result: FetchResult) -> None:
+            answers.append((time.perf_counter(), result))
+            done.set()
+
+        begin = time.perf_counter()
+        self.fetcher.fetch(job, on_done)
+        if not done.wait(60):
+            raise RuntimeError("a fetch has not ended after 60 s")
+        end, result = answers[0]
+        if not result.ok or result.transport != "mooncake":
+            raise RuntimeError(f"a fetch went over {result.transport}: {result.error}")
+        return end - begin
+
+    def close(self) -> None:
+        self.fetcher.close()
+        self.memory.close()
+
+
+@contextmanager
+def peer(page_bytes: int, num_pages: int) -> Iterator[PeerReady]:
+    """A peer in its own process, for as long as the context lasts."""
+    command = [sys.executable, "-m", "benchmarks.mooncake", "--serve", str(page_bytes), str(num_pages)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process:
+        process.stdin.write(SECRET)
+        process.stdin.flush()
+        yield msgspec.json.decode(process.stdout.readline(), type=PeerReady)
+        process.stdin.close()
+
+
+def bandwidth(receiver: Receiver, sizes: Sequence[int], *, rounds: int) -> Table:
+    columns = ["bytes", "library GB/s", "contiguous GB/s", "share", "verified GB/s", "scattered GB/s", "of contiguous"]
+    table = Table(title="bandwidth, and shares of the library's own contiguous read", columns=columns)
+    num_pages = len(receiver.checksums)
+    for nbytes in sizes:
+        count = nbytes // receiver.page_bytes
+        ways: dict[str, Callable[[], float]] = {
+            "library": partial(receiver.library_read, count),
+            "contiguous": partial(receiver.fetch, contiguous(count, num_pages)),
+            "verified": partial(receiver.fetch, contiguous(count, num_pages), verified=True),
+            "scattered": partial(receiver.fetch, scattered(count, num_pages)),
+        }
+        for way in ways.values():
+            way()  # first touches
+        seconds = [{name: way() for name, way in ways.items()} for _ in range(rounds)]
+        speed = {name: nbytes / statistics.median(row[name] for row in seconds) / 1e9 for name in ways}
+        share = statistics.median(row["library"] / row["contiguous"] for row in seconds)
+        of_contiguous = statistics.median(row["contiguous"] / row["scattered"] for row in seconds)
+        table.add(
+            human(nbytes),
+            speed["library"],
+            speed["contiguous"],
+            f"{share:.0%}",
+            speed["verified"],
+            speed["scattered"],
+            f"{of_contiguous:.0%}",
+        )
+    return table
+
+
+def latency(receiver: Receiver, sizes: Sequence[int], *, rounds: int) -> Table:
+    table = Table(title="latency of a fetch, contiguous", columns=["bytes", "by", "p50 us", "p90 us", "p99 us"])
+    for nbytes in sizes:
+        count = nbytes // receiver.page_bytes
+        ways: dict[str, Callable[[], float]] = {
+            "library": partial(receiver.library_read, count),
+            "fetch": partial(receiver.fetch, contiguous(count, count)),
+        }
+        for name, way in ways.items():
+            cuts = statistics.quantiles([way() for _ in range(rounds)], n=100)
+            table.add(human(nbytes), name, *(cuts[cut] * 1e6 for cut in (49, 89, 98)))
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--serve", nargs=2, type=int, metavar=("PAGE_BYTES", "PAGES"), help="be the peer (internal)")
+    parser.add_argument("--page-kb", type=int, default=16, help="page size in KB (default: %(default)s)")
+    parser.add_argument("--max-mb", type=int, default=256, help="largest transfer in MB (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="per bandwidth (default: %(default)s)")
+    parser.add_argument("--latency-rounds", type=int, default=200, help="per latency (default: %(default)s)")
+    add_report_options(parser)
+    options = parser.parse_args()
+    if options.serve:
+        serve(*options.serve)
+        return
+    page_bytes = options.page_kb << 10
+    sizes = [size for size in (64 << 10, 1 << 20, 16 << 20, 64 << 20, 256 << 20) if size <= options.max_mb << 20]
+    with peer(page_bytes, max(sizes) // page_bytes) as ready:
+        receiver = Receiver(ready)
+        tables = [
+            latency(receiver, sizes[:2], rounds=options.latency_rounds),
+            bandwidth(receiver, sizes, rounds=options.rounds),
+        ]
+        receiver.close()
+    report = Report(
+        name="mooncake",
+        purpose="Pages moved over mooncake-transfer-engine's TCP, against the library's own read of one span.",
+        configuration={key: value for key, value in vars(options).items() if key not in ("serve", "results", "write")},
+        tables=tables,
+    )
+    finish(report, options)
+
+
+if __name__ == "__main__":
+    main()
