@@ -50,6 +50,15 @@ def test_memory_can_neither_be_resized_nor_mapped_writable_by_others():
         memory.view[0] = 1  # its owner still can
 
 
+def test_memory_meant_to_be_shared_for_writing_can_still_not_be_resized():
+    with SharedMemory(4096, shared_writable=True) as shared:
+        with mmap.mmap(shared.fd, 4096) as theirs:
+            theirs[7] = 7
+        assert shared.view[7] == 7
+        with pytest.raises(PermissionError):
+            os.ftruncate(shared.fd, 8192)
+
+
 def test_a_peers_memory_must_be_as_large_as_promised_and_sealed():
     with SharedMemory(4096) as memory, pytest.raises(ValueError, match="4096 bytes where its ticket promises 8192"):
         PeerMemory(os.dup(memory.fd), nbytes=8192)

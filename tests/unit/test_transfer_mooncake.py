@@ -190,6 +190,20 @@ def test_a_library_that_dies_takes_nobody_along_and_is_replaced(pool):
             os.kill(first, 0)
 
 
+def test_a_library_that_cannot_start_again_is_left_for_tcp_until_it_can(pool, tmp_path, monkeypatch):
+    (tmp_path / "mooncake").mkdir()
+    (tmp_path / "mooncake" / "__init__.py").write_text("raise ImportError('gone')\n")
+    with receiver_of(pool, timings=AT_ONCE) as receiver:
+        assert receiver.fetch(pool.address, [1], [1]).transport == "mooncake"
+        with monkeypatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(tmp_path))
+            os.kill(library_of(receiver).pid, signal.SIGKILL)
+            for page in range(2, 5):
+                assert receiver.fetch(pool.address, [page], [page]).transport == "tcp"
+        assert receiver.fetch(pool.address, [5], [5]).transport == "mooncake"
+        assert [receiver.page(page) for page in range(1, 6)] == [pool.page(page) for page in range(1, 6)]
+
+
 def test_a_read_that_fails_retires_the_process_that_ran_it(pool):
     """It may still be writing, so nothing of it is used again."""
     beyond = msgspec.structs.replace(pool.ticket, num_pages=4096)  # a ticket that lies about the pool
@@ -244,7 +258,7 @@ def test_a_stranger_at_the_door_can_neither_change_a_page_nor_end_the_replica():
             connection.sendall(struct.pack("<Q", 3) + b"\0[]")  # well-formed, and not what the library expects
             with contextlib.suppress(ConnectionError):
                 assert connection.recv(1) == b""
-        os.waitid(os.P_PID, door_pid(pool), os.WEXITED | os.WNOWAIT)  # it has ended by itself
+        assert ends(door_pid(pool))
         assert receiver.fetch(pool.address, [1], [2], checksums=sums).transport == "tcp"
 
 
@@ -299,10 +313,17 @@ def test_a_pool_without_a_door_and_one_with_it_serve_the_same_fetcher(pool):
         assert receiver.fetch(pool.address, [1], [2]).transport == "mooncake"
 
 
+def ends(pid: int) -> bool:
+    """Whether a process, by then perhaps a zombie, ends by itself."""
+    with open(os.pidfd_open(pid), "rb", buffering=0) as process:
+        return bool(select.select([process], [], [], WAIT_S)[0])
+
+
 def hang(pid: int) -> None:
     """SIGSTOP somebody else's child, and wait until it has taken effect."""
     os.kill(pid, signal.SIGSTOP)
-    while True:
+    for _ in range(100_000):
         with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
             if stat.read().rsplit(")", 1)[1].split()[0] == "T":
                 return
+    raise AssertionError(f"process {pid} does not stop")

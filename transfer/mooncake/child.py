@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import queue
+import resource
 import select
 import signal
 import socket
@@ -161,6 +162,7 @@ def hush() -> None:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # strangers can make it abort, but not fill disks by that
     hush()
     settings = msgspec.json.decode(sys.argv[1], type=Settings)
     sock = socket.socket(fileno=settings.socket_fd)
