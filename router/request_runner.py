@@ -78,6 +78,9 @@ class RequestRunner:
                 await self._write_stream(ready)
             else:
                 await self._write_whole(ready)
+        except ClientGoneError:
+            self._abort(AbortReason.CLIENT_GONE)
+            raise
         finally:
             timer.cancel()
             watcher.cancel()
@@ -99,8 +102,7 @@ class RequestRunner:
             )
 
     async def _write_stream(self, ready: Ready) -> None:
-        headers = [*_STREAM_HEADERS, (b"x-request-id", self._work.response_id.encode())]
-        await self._exchange.start(200, headers)
+        await self._exchange.start(200, _STREAM_HEADERS)
         data = self._response.opening() + self._pieces(ready)
         try:
             while self._unfinished:
@@ -121,8 +123,7 @@ class RequestRunner:
         self._take(ready)
         while self._unfinished:
             self._take(await self._stream.next())
-        headers = [(b"x-request-id", self._work.response_id.encode())]
-        await self._exchange.answer(200, self._response.whole(), headers=headers)
+        await self._exchange.answer(200, self._response.whole())
 
     def _pieces(self, ready: Ready) -> bytes:
         return b"".join([self._response.piece(index, delta) for index, delta in self._take(ready)])

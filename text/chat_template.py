@@ -24,6 +24,10 @@ from text.tokenizer import read_json, token_content
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
+RESERVED_NAMES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+"""What every template is given by `render`; `variables` must not have them."""
+
+
 class ChatTemplateError(ValueError):
     """The model has no chat template, or its template refuses these messages."""
 
@@ -76,6 +80,7 @@ class ChatTemplate:
         Raises `ChatTemplateError` with the template's own words when it refuses the messages.
         """
         names = {**self._special_tokens, **(variables or {})}
+        assert not RESERVED_NAMES & names.keys(), "the caller keeps them apart"
         try:
             return self._template.render(
                 **names, messages=messages, tools=tools, documents=None, add_generation_prompt=add_generation_prompt

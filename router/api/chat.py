@@ -16,7 +16,7 @@ from router.api.prompts import ModelText
 from router.api.response import FINISH_WORDS, Splice, chat_logprobs, event
 from router.errors import ApiError
 from router.work import Delta, SequenceOutput, Work
-from text.chat_template import ChatTemplateError
+from text.chat_template import RESERVED_NAMES, ChatTemplateError
 
 
 class TextPart(ApiModel):
@@ -166,7 +166,7 @@ async def parse_chat(body: bytes, model: ModelText) -> tuple[Work, list[Sequence
     if request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs", f"{request.top_logprobs} needs logprobs; set logprobs to true")
     logprobs = request.top_logprobs if request.logprobs else None
-    work = request.make_work(model, "chatcmpl", [prompt], limits=[limit], logprobs=logprobs)
+    work = request.make_work(model, "chatcmpl", [prompt], limits=[limit], limit_name=name, logprobs=logprobs)
     outputs = [SequenceOutput(job, model.tokenizer) for job in work.jobs]
     return work, outputs, ChatFormat(work, outputs, request, model=model)
 
@@ -176,6 +176,8 @@ async def _prompt(request: ChatRequest, model: ModelText) -> list[int]:
         name = model.config.model_name
         message = f"{name} has no chat template; use /v1/completions, or add chat_template.jinja to the model's folder"
         raise ApiError(400, message, param="messages", code="no_chat_template")
+    if taken := RESERVED_NAMES & request.chat_template_kwargs.keys():
+        raise invalid("chat_template_kwargs", f"{min(taken)} is set by this API itself; leave it out")
     messages = [message.for_template() for message in request.messages]
     try:
         text = model.template.render(messages, variables=request.chat_template_kwargs)

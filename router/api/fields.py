@@ -41,7 +41,7 @@ def decode_object(body: bytes) -> dict[str, Any]:
     """The JSON object in `body`; raises `ApiError` (400) when there is none."""
     try:
         value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
     if not isinstance(value, dict):
         raise ApiError(400, f"the body is {shown(value)}; send a JSON object", code="invalid_json")
@@ -79,10 +79,10 @@ def invalid(param: str, message: str) -> ApiError:
 
 
 def _unknown(known: Sequence[str], within: str, name: str) -> ApiError:
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(cut(name), known, n=1)
     remedy = f"did you mean {near[0]}?" if near else "leave it out"
-    message = f"{within}{name} is not a parameter of this API; {remedy}"
-    return ApiError(400, message, param=within + name, code="unknown_parameter")
+    path = within + cut(name)
+    return ApiError(400, f"{path} is not a parameter of this API; {remedy}", param=path, code="unknown_parameter")
 
 
 def _refusal(error: pydantic.ValidationError, within: str) -> ApiError:
@@ -104,4 +104,9 @@ def shown(value: object) -> str:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError):
         text = repr(value)
+    return cut(text)
+
+
+def cut(text: str) -> str:
+    """The text, or its beginning: an answer must not repeat all that a client sent."""
     return text if len(text) <= 100 else text[:97] + "..."

@@ -184,10 +184,9 @@ async def parse_generate(body: bytes, model: ModelText) -> tuple[Work, list[Sequ
         raise invalid("sampling_params", f"{shown(nested)} holds no parameters; give an object, or a list of objects")
     if len(each) != len(prompts):
         raise invalid("sampling_params", f"{len(each)} objects for {len(prompts)} prompts; give one for each")
-    parsed = [
-        read_object(NativeSampling, {**beside, **fields}, within="sampling_params." if fields else "")
-        for fields in each
-    ]
+    if beside:
+        read_object(NativeSampling, beside)  # so that what is wrong with them is not said of sampling_params
+    parsed = [read_object(NativeSampling, {**beside, **fields}, within="sampling_params.") for fields in each]
     choices = {fields.n for fields in parsed}
     if len(choices) > 1:
         raise invalid("sampling_params.n", f"n differs within the batch ({sorted(choices)}); give the same for all")
@@ -235,9 +234,9 @@ def _split(body: bytes) -> tuple[GenerateRequest, Mapping[str, Any]]:
 def _check_kind(param: str, given: Any) -> None:
     first = given[0] if isinstance(given, list) and given else given
     if param == "text" and not isinstance(first, str):
-        raise invalid(param, f"{first!r} is no text; token ids go into input_ids")
+        raise invalid(param, f"{shown(first)} is no text; token ids go into input_ids")
     if param == "input_ids" and isinstance(first, str):
-        raise invalid(param, f"{first!r} is no token id; text goes into text")
+        raise invalid(param, f"{shown(first)} is no token id; text goes into text")
 
 
 def _sampling(
@@ -249,6 +248,7 @@ def _sampling(
     return fields.params(
         max_tokens=limit,
         min_tokens=fields.min_new_tokens,
+        names=("min_new_tokens", "max_new_tokens"),
         seed=secrets.randbits(63) if fields.sampling_seed is None else fields.sampling_seed,
         logprobs=request.top_logprobs_num if request.return_logprob else None,
         vocab_size=model.tokenizer.vocab_size,

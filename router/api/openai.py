@@ -41,15 +41,23 @@ class OpenAIFields(SamplingFields):
     """Ours: tell where the time went."""
 
     def make_work(
-        self, model: ModelText, kind: str, prompts: Sequence[list[int]], *, limits: Sequence[int], logprobs: int | None
+        self,
+        model: ModelText,
+        kind: str,
+        prompts: Sequence[list[int]],
+        *,
+        limits: Sequence[int],
+        limit_name: str = "max_tokens",
+        logprobs: int | None,
     ) -> Work:
-        """The work for `prompts`, each `n` times and of at most its limit of tokens."""
+        """The work for `prompts`, each `n` times and of at most its limit of tokens, which the API calls so."""
         # One seed for all: sequences differ by their choice, and a seed given by the client names the whole response.
         seed = secrets.randbits(63) if self.seed is None else self.seed
         sampling = [
             self.params(
                 max_tokens=limit,
                 min_tokens=self.min_tokens,
+                names=("min_tokens", limit_name),
                 seed=seed,
                 logprobs=logprobs,
                 vocab_size=model.tokenizer.vocab_size,

@@ -25,7 +25,7 @@ class ModelText:
     def check_name(self, model: str | None) -> None:
         """Raises `ApiError` (404) for another model than the one served."""
         if model is not None and model != self.config.model_name:
-            message = f"the model {model!r} does not exist here; this server has {self.config.model_name!r}"
+            message = f"the model {shown(model)} does not exist here; this server has {self.config.model_name!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
 
     async def encode(self, texts: Sequence[str], *, param: str, add_special_tokens: bool) -> list[list[int]]:

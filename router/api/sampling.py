@@ -58,11 +58,22 @@ class SamplingFields(ApiModel):
         return value
 
     def params(
-        self, *, max_tokens: int, min_tokens: int, seed: int, logprobs: int | None, vocab_size: int
+        self,
+        *,
+        max_tokens: int,
+        min_tokens: int,
+        names: tuple[str, str],
+        seed: int,
+        logprobs: int | None,
+        vocab_size: int,
     ) -> SamplingParams:
-        """The engine's parameters; raises `ApiError` (400) for token ids the model does not have."""
+        """The engine's parameters; raises `ApiError` (400) for token ids the model does not have.
+
+        `names` are what the API calls the least and the greatest number of tokens.
+        """
         if min_tokens > max_tokens:
-            raise invalid("min_tokens", f"{min_tokens} is more than max_tokens, which is {max_tokens}")
+            least, greatest = names
+            raise invalid(least, f"{min_tokens} is more than {greatest}, which is {max_tokens} here")
         bias = {int(token): value for token, value in self.logit_bias.items()}
         for name, tokens in (("logit_bias", bias), ("stop_token_ids", self.stop_token_ids)):
             for token in tokens:

@@ -94,6 +94,8 @@ CHAT_FIELDS = [
     ({"top_logprobs": 3}, "top_logprobs", "set logprobs to true"),
     ({"logprobs": True, "top_logprobs": 50}, "top_logprobs", "50"),
     ({"max_completion_tokens": -1}, "max_completion_tokens", "-1"),
+    ({"max_completion_tokens": 2, "min_tokens": 5}, "min_tokens", "5 is more than max_completion_tokens, which is 2"),
+    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "messages is set by this API itself"),
 ]
 COMPLETION_FIELDS = [
     ({"prompt": ""}, "prompt", "empty"),
@@ -124,6 +126,9 @@ NATIVE_FIELDS = [
     ({"sampling_params": {"json_schema": "{}"}}, "sampling_params.json_schema", "not supported"),
     ({"sampling_params": [{}, {}]}, "sampling_params", "2 objects for 1 prompts"),
     ({"sampling_params": 5}, "sampling_params", "5"),
+    ({"top_p": 3, "sampling_params": {"temperature": 0}}, "top_p", "3"),
+    ({"min_new_tokens": 9, "max_new_tokens": 3}, "min_new_tokens", "9 is more than max_new_tokens, which is 3"),
+    ({"min_new_tokens": 200}, "min_new_tokens", "200 is more than max_new_tokens, which is 128 here"),
     ({"logprob_start_len": 0}, "logprob_start_len", "not supported"),
     ({"rid": ""}, "rid", "1 to 128"),
     ({"rid": 5}, "rid", "1 to 128"),
@@ -159,6 +164,7 @@ async def test_native_fields(router: RouterHarness, fields: dict[str, Any], para
         (b"", "not valid JSON"),
         (b"{", "not valid JSON"),
         (b"\xff\xfe", "not valid JSON"),
+        (b'{"text": "\xff"}', "not valid JSON"),
         (b'{"temperature": NaN}', "not valid JSON"),
         (b"[" * 10_000, "not valid JSON"),
         (b"[]", "send a JSON object"),
@@ -175,7 +181,7 @@ async def test_unknown_model(router: RouterHarness, path: str) -> None:
     body = {"model": "gpt-17", "messages": USER} if path == CHAT else {"model": "gpt-17", "prompt": "hi"}
     error = await refused(router, path, body, 404)
     assert error["code"] == "model_not_found"
-    assert "'gpt-17'" in error["message"]
+    assert '"gpt-17"' in error["message"]
     assert "'tiny'" in error["message"]
 
 
@@ -199,6 +205,24 @@ async def test_too_long_names_both_lengths(
     assert error["code"] == "context_length_exceeded"
     for word in words:
         assert word in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        (COMPLETIONS, {"prompt": "hi", "model": "x" * 10_000}, 404),
+        (COMPLETIONS, {"prompt": "hi", "x" * 10_000: 1}, 400),
+        (COMPLETIONS, {"prompt": "hi", "temperature": "x" * 10_000}, 400),
+        (GENERATE, {"text": [{"k": "x" * 10_000}]}, 400),
+        (GENERATE, {"input_ids": ["x" * 10_000]}, 400),
+        (GENERATE, {"text": "hi", "sampling_params": {"x" * 10_000: 1}}, 400),
+    ],
+)
+async def test_an_answer_does_not_repeat_all_that_was_sent(
+    router: RouterHarness, path: str, body: dict[str, Any], status: int
+) -> None:
+    error = await refused(router, path, body, status)
+    assert len(str(error)) < 1000
 
 
 async def test_the_longest_prompt_that_fits_is_served(router: RouterHarness) -> None:

@@ -152,6 +152,7 @@ async def test_a_socket_that_nobody_reads_is_dropped_and_slows_nobody(tmp_path: 
             assert completion.choices[0].text == TEXT
             await router.idle()
             assert router.metrics.overflows.total == 1
+            assert router.metrics.aborts.values.keys() == {"client_gone"}
 
 
 async def test_half_a_request_is_nobodys_load(served: tuple[RouterHarness, int]) -> None:
