@@ -34,7 +34,7 @@ class TransferTimings:
     """From the start of two helper processes until their process group is there; loading torch takes them a second or
     two, and many times that on a busy machine."""
     piece_s: float = 10.0
-    """Within which a process group moves each piece of a copy, 2 MB or one page; else it is given up."""
+    """Within which a process group moves each piece of a copy, 4 MB or one page; else it is given up."""
 
 
 class Transport(Protocol):

@@ -11,6 +11,7 @@ import struct
 import threading
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from transfer_pools import WAIT_S, open_fds
@@ -114,10 +115,8 @@ def test_endless_frames_end_the_rendezvous(sockets):
 class Unused:
     """A group that nothing may be sent through."""
 
-    def send(self, parts, *, job):
+    def send(self, pages, runs, *, job):
         raise AssertionError(f"job {job} was answered")
-
-    receive = send
 
 
 class GiverThread:
@@ -161,7 +160,7 @@ class GiverThread:
 
 
 @pytest.mark.parametrize(
-    "runs", [[(16, 1)], [(10, 7)], [(0, 0)], [(0, 16), (0, 1)] * 32, [(2**32 - 1, 2**32 - 1)]],
+    "runs", [[(16, 1)], [(10, 7)], [(0, 0)], [(0, 16), (0, 1)] * 64, [(2**32 - 1, 2**32 - 1)]],
     ids=["behind the end", "over the end", "empty", "more than a piece", "overflowing"],
 )  # fmt: skip
 def test_pages_that_are_not_there_are_refused_and_the_next_request_is_heard(runs):
@@ -181,7 +180,7 @@ def test_pages_that_are_not_there_are_refused_and_the_next_request_is_heard(runs
         ({"job": 1, "runs": [(0, 1)], "key": b"another"}, "tag is wrong"),
         ({"job": 0, "runs": [(0, 1)]}, "not the next one"),
         ({"job": 1, "runs": [(0, 1)], "boot": 8}, "not the next one"),
-        ({"job": 1, "runs": [(0, 1)] * 513}, "513 runs"),
+        ({"job": 1, "runs": [(0, 1)] * 1025}, "1025 runs"),
     ],
     ids=["tag", "old job", "boot", "too many runs"],
 )
@@ -217,7 +216,7 @@ def test_a_giver_ends_with_its_replica_and_with_its_taker():
 # ---- groups ---------------------------------------------------------------------------------------------------
 
 
-def test_pieces_of_one_and_of_many_parts_go_through_gloo_in_order(sockets):
+def test_pieces_of_one_and_of_many_runs_go_through_gloo_in_order(sockets):
     stores = [PairStore(sock, KEY, rank=rank) for rank, sock in enumerate(sockets)]
     groups: dict[int, GlooGroup] = {}
 
@@ -229,20 +228,20 @@ def test_pieces_of_one_and_of_many_parts_go_through_gloo_in_order(sockets):
         thread.start()
     for thread in threads:
         thread.join(WAIT_S)
-    data = torch.arange(100, dtype=torch.uint8)
-    pieces = [[data[10:20]], [data[0:3], data[90:95]], [data[50:51], data[20:30], data[0:1]]]
-    slots = torch.zeros((3, 100), dtype=torch.uint8)
+    pages = np.arange(16 * PAGE, dtype=np.uint32).astype(np.uint8).reshape(16, PAGE)
+    pages += np.arange(16, dtype=np.uint8)[:, None]
+    pieces = [[(3, 2)], [(0, 1), (9, 3)], [(5, 1), (2, 2), (0, 1)]]
+    slots = torch.zeros((3, 5 * PAGE), dtype=torch.uint8)
     waits = []
-    for job, parts in enumerate(pieces):
-        lengths = [len(part) for part in parts]
+    for job, runs in enumerate(pieces):
+        lengths = [count * PAGE for _, count in runs]
         waits.append(groups[1].receive(slots[job][: sum(lengths)], lengths, job=job))
-    waits += [groups[0].send(parts, job=job) for job, parts in enumerate(pieces)]
+    waits += [groups[0].send(pages, runs, job=job) for job, runs in enumerate(pieces)]
     for wait in waits:
         wait.wait()
-    for job, parts in enumerate(pieces):
-        expected = torch.cat(parts)
-        assert torch.equal(slots[job][: len(expected)], expected)
-        assert not slots[job][len(expected) :].any()
+    for job, runs in enumerate(pieces):
+        expected = b"".join(pages[first : first + count].tobytes() for first, count in runs)
+        assert slots[job].numpy().tobytes() == expected.ljust(5 * PAGE, b"\0")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -71,11 +71,6 @@ class GroupDoor:
     def address(self) -> str:
         return self._address
 
-    @property
-    def num_helpers(self) -> int:
-        """Helper processes of this door."""
-        return len(self._live)
-
     def close(self, *, timeout_s: float) -> None:
         if self._closed:
             return

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import select
 import socket
-import warnings
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-import torch
+import numpy as np
 
 from transfer.dist.groups import PairGroup, Pending
 from transfer.dist.orders import Channel, Joined, RunnerOrder
@@ -44,9 +43,7 @@ class Giver:
         self._connection = connection
         self._group = group
         self._limited = limited
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it is read-only is what is wanted
-            self._pages = torch.frombuffer(pool.view, dtype=torch.uint8)
+        self._pages = np.frombuffer(pool.view, dtype=np.uint8).reshape(order.num_pages, order.page_bytes)
         self._last_job = 0
         self._pending: deque[Pending] = deque()
 
@@ -83,9 +80,7 @@ class Giver:
         reply = Reply(status=status, boot=order.boot, job=head.job, num_pages=sent, byte_length=sent * order.page_bytes)
         self._connection.sendall(encode_reply(order.key, reply))
         if sent:
-            size = order.page_bytes
-            parts = [self._pages[first * size : (first + count) * size] for first, count in runs]
-            self._pending.append(self._group.send(parts, job=head.job))
+            self._pending.append(self._group.send(self._pages, runs, job=head.job))
 
     def _are_pages(self, runs: list[tuple[int, int]], head: RequestHead) -> bool:
         """Whether the runs lie in the pool, fit a piece, and add up to what the head says."""

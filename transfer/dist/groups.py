@@ -7,16 +7,22 @@ one thread, and only as long as all goes well: after any error the process ends.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed
 from torch.distributed import Work
 
 from transfer.dist.orders import RunnerOrder
 from transfer.dist.store import PairStore
+
+Pages = npt.NDArray[np.uint8]
+"""[pages, page bytes], in host memory."""
 
 GIVER, TAKER = 0, 1
 _TAGS = 1 << 31
@@ -31,22 +37,21 @@ class Pending(Protocol):
 
 
 class PairGroup(Protocol):
-    def send(self, parts: Sequence[torch.Tensor], *, job: int) -> Pending:
-        """Send `parts` as one piece, each bytes in host memory; at most `num_slots` pieces may be pending."""
+    def send(self, pages: Pages, runs: Sequence[tuple[int, int]], *, job: int) -> Pending:
+        """Send `runs` of `(first page, count)` as one piece; at most `num_slots` pieces may be pending."""
 
     def receive(self, into: torch.Tensor, lengths: Sequence[int], *, job: int) -> Pending:
-        """Receive a piece with parts of `lengths` bytes into host memory, one part after the other."""
+        """Receive a piece with runs of `lengths` bytes into host memory, one after the other."""
 
 
 def join(order: RunnerOrder, store: PairStore, *, host: str) -> PairGroup:
     """Meet the other side. Raises `RuntimeError` when this machine lacks what the backend needs."""
     rank = GIVER if order.role == "give" else TAKER
     group: PairGroup = GlooGroup(order, store, rank, host) if order.backend == "gloo" else NcclGroup(order, store, rank)
-    probe = torch.zeros(1, dtype=torch.uint8)  # connections are made by the first piece at the latest
-    if order.role == "give":
-        group.send([probe], job=0).wait()
+    if order.role == "give":  # connections are made by the first piece at the latest
+        group.send(np.zeros((1, 1), dtype=np.uint8), [(0, 1)], job=0).wait()
     else:
-        group.receive(probe, [1], job=0).wait()
+        group.receive(torch.zeros(1, dtype=torch.uint8), [1], job=0).wait()
     store.finish()
     return group
 
@@ -61,15 +66,17 @@ class GlooGroup:
         options._threads = 1
         options._timeout = _OP_TIMEOUT
         self._group = group(store, rank, 2, options)
-        self._packed = torch.empty((order.num_slots, order.slot_bytes), dtype=torch.uint8)
+        self._packed = np.empty((order.num_slots, order.slot_pages, order.page_bytes), dtype=np.uint8)
         self._next = itertools.cycle(range(order.num_slots))
 
-    def send(self, parts: Sequence[torch.Tensor], *, job: int) -> Pending:
-        tensor = parts[0]
-        if len(parts) > 1:  # a message costs more than the copy
-            tensor = self._packed[next(self._next)][: sum(map(len, parts))]
-            torch.cat(list(parts), out=tensor)
-        return _OfGroup(self._group.send([tensor], TAKER, job % _TAGS))
+    def send(self, pages: Pages, runs: Sequence[tuple[int, int]], *, job: int) -> Pending:
+        first, count = runs[0]
+        piece = pages[first : first + count]
+        if len(runs) > 1:  # a message costs more than the copy
+            listed = np.concatenate([np.arange(first, first + count) for first, count in runs])
+            piece = self._packed[next(self._next)][: len(listed)]
+            np.take(pages, listed, axis=0, out=piece, mode="clip")  # the other modes copy once more
+        return _OfGroup(self._group.send([_tensor(piece)], TAKER, job % _TAGS))
 
     def receive(self, into: torch.Tensor, lengths: Sequence[int], *, job: int) -> Pending:
         return _OfGroup(self._group.recv([into], GIVER, job % _TAGS))
@@ -86,7 +93,7 @@ class _OfGroup:
 class NcclGroup:
     """NCCL, on a stream of its own, so that a transfer neither waits for the model's kernels nor delays their launch.
 
-    Pools are in host memory: a piece passes through a slot of GPU memory on either side. Its parts go as one NCCL
+    Pools are in host memory: a piece passes through a slot of GPU memory on either side. Its runs go as one NCCL
     group. NCCL knows no tags; it keeps the order, and a process group never outlives an error.
     """
 
@@ -102,11 +109,11 @@ class NcclGroup:
         self._slots = torch.empty((order.num_slots, order.slot_bytes), dtype=torch.uint8, device=self._device)
         self._next = itertools.cycle(range(order.num_slots))
 
-    def send(self, parts: Sequence[torch.Tensor], *, job: int) -> Pending:
+    def send(self, pages: Pages, runs: Sequence[tuple[int, int]], *, job: int) -> Pending:
         with torch.cuda.stream(self._stream):
-            staged = self._stage([len(part) for part in parts])
-            for on_device, part in zip(staged, parts, strict=True):
-                on_device.copy_(part, non_blocking=True)
+            staged = self._stage([count * pages.shape[1] for _, count in runs])
+            for on_device, (first, count) in zip(staged, runs, strict=True):
+                on_device.copy_(_tensor(pages[first : first + count]), non_blocking=True)
             self._group._start_coalescing()
             for on_device in staged:
                 self._group.send([on_device], TAKER, 0)
@@ -139,6 +146,13 @@ class _OnStream:
 
     def wait(self) -> None:
         self._event.synchronize()
+
+
+def _tensor(pages: Pages) -> torch.Tensor:
+    """The same memory, flat. A pool's is read-only, of which torch would warn; nobody here writes to it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(pages.reshape(-1))
 
 
 def _cut(tensor: torch.Tensor, lengths: Sequence[int]) -> list[torch.Tensor]:

@@ -13,7 +13,9 @@ from pathlib import Path
 from transfer.dist.orders import BackendName, Channel, ChannelError, RunnerOrder
 from transfer.transport import TransferTimings
 
-_SLOT_BYTES = 2 << 20
+_SLOT_BYTES = 4 << 20
+"""Smaller pieces cost processor time: on two busy cores 64 MB reached 48% of plain gloo's speed in pieces of 1 MB, 77%
+in pieces of 4 MB, and 87% in pieces of 8 MB, for twice the memory."""
 _MAX_SLOT_PAGES = 1024
 _NUM_SLOTS = 4
 _ROOT = Path(__file__).parents[2]
@@ -46,7 +48,7 @@ class Helpers:
         ours.setblocking(False)
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "transfer.dist.runner", str(os.getpid())],
+                [sys.executable, "-P", "-m", "transfer.dist.runner", str(os.getpid())],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env=_environment(),
@@ -64,10 +66,6 @@ class Helpers:
             helper.kill()
             raise
         return helper
-
-    @property
-    def num_running(self) -> int:
-        return sum(helper.process.poll() is None for helper in self._helpers)
 
     def close(self, *, timeout_s: float) -> None:
         """End all of them. Raises `TimeoutError` when one has not gone in time."""

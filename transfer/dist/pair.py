@@ -13,22 +13,17 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from transfer.client_handshake import Address, ClientHandshake, Established
 from transfer.dist.helpers import Helper, Helpers, make_order
 from transfer.dist.orders import BackendName, ChannelError, Failed, Joined, Landed, RunnerOrder, TakePiece
+from transfer.dist.slots import Slots
 from transfer.faults import InjectedFault
 from transfer.io_loop import READ, IoLoop, Timer
 from transfer.jobs import PageCopy, Peer
 from transfer.landing import Landing, LandingError
-from transfer.memory import PeerMemory
-from transfer.spans import blocks, coalesce, runs
+from transfer.spans import runs
 from transfer.transport import TransferTimings
 from transfer.wire import Want
-
-_BLOCK_BYTES = 512 << 10  # verified while it is still in the cache
 
 
 class PairState(enum.Enum):
@@ -48,13 +43,13 @@ _LEGAL = {
 
 @dataclass(kw_only=True, eq=False)
 class _Piece:
-    """Pages `first .. first + count` of a copy, on their way into a slot."""
+    """The next `count` pages of a copy, on their way into a slot. Pieces come in the order in which they were asked
+    for."""
 
     job: int
     slot: int
     copy: PageCopy | None
     """None when nobody wants them any more."""
-    first: int
     count: int
     timer: Timer
 
@@ -93,9 +88,7 @@ class Pair:
         self._on_piece = on_piece
         self._order: RunnerOrder | None = None
         self._helper: Helper | None = None
-        self._memory: PeerMemory | None = None
-        self._slots: npt.NDArray[np.uint8] = np.empty(0, dtype=np.uint8)
-        self._free: deque[int] = deque()
+        self._slots: Slots | None = None
         self._pieces: deque[_Piece] = deque()
         self._job = 0
         self._timer: Timer | None = None
@@ -115,20 +108,21 @@ class Pair:
     @property
     def has_room(self) -> bool:
         """Whether `take` may be called."""
-        return self.state is PairState.READY and bool(self._free)
+        return self._slots is not None and bool(self._slots.free)
 
     def take(self, copy: PageCopy, first: int) -> int:
         """Order the next piece of `copy`, from its page `first` on; how many pages that is."""
         assert self._helper is not None
         assert self._order is not None
+        assert self._slots is not None
         sources = copy.job.source_pages[first : first + self._order.slot_pages]
         self._job += 1
-        job, slot = self._job, self._free.popleft()
+        job, slot = self._job, self._slots.free.popleft()
         timer = self._loop.call_at(
             self._clock() + self._timings.piece_s,
             lambda: self.close(f"a piece did not come within {self._timings.piece_s} s"),
         )
-        self._pieces.append(_Piece(job=job, slot=slot, copy=copy, first=first, count=len(sources), timer=timer))
+        self._pieces.append(_Piece(job=job, slot=slot, copy=copy, count=len(sources), timer=timer))
         try:
             self._helper.channel.send(TakePiece(job=job, slot=slot, runs=runs(sources)))
         except ChannelError as error:
@@ -157,9 +151,9 @@ class Pair:
         if self._helper is not None:
             self._loop.forget(self._helper.channel.sock)
             self._helper.kill()
-        if self._memory is not None:
-            self._slots = np.empty(0, dtype=np.uint8)
-            self._memory.close()
+        if self._slots is not None:
+            self._slots.close()
+            self._slots = None
         self._on_change(self)
 
     # ---- inner workings -----------------------------------------------------------------------------------
@@ -213,42 +207,27 @@ class Pair:
 
     def _joined(self, fd: int) -> None:
         assert self._order is not None
-        order = self._order
         try:
-            self._memory = PeerMemory(fd, nbytes=order.num_slots * order.slot_bytes)
+            self._slots = Slots(fd, self._order)
         except ValueError as error:
             self.close(str(error))
             return
-        self._slots = np.frombuffer(self._memory.view, dtype=np.uint8)
-        self._free.extend(range(order.num_slots))
         if self._timer is not None:
             self._timer.cancel()
         self._move_to(PairState.READY)
         self._on_change(self)
 
     def _landed(self, piece: _Piece) -> None:
+        assert self._slots is not None
         piece.timer.cancel()
         error: str | None = None
         if piece.copy is not None:
             try:
-                self._copy(piece, piece.copy)
+                self._slots.land(piece.slot, piece.copy, piece.count, self._landing, self._backend)
             except (LandingError, InjectedFault) as failure:
                 error = str(failure)
-        self._free.append(piece.slot)
+        self._slots.free.append(piece.slot)
         self._on_piece(piece.copy, error)
-
-    def _copy(self, piece: _Piece, copy: PageCopy) -> None:
-        """From the slot into our pages, block by block."""
-        assert self._order is not None
-        size, landing, slots = copy.page_bytes, self._landing, self._slots
-        begin = piece.slot * self._order.slot_pages
-        targets = copy.job.target_pages[piece.first : piece.first + piece.count]
-        spans = coalesce(range(begin, begin + piece.count), targets)
-        for block in blocks(spans, max_pages=max(1, _BLOCK_BYTES // size)):
-            landing.before(copy, self._backend)
-            for first, to, length in block:
-                landing.bytes[to * size : (to + length) * size] = slots[first * size : (first + length) * size]
-            landing.landed(copy, self._backend, sum(span.length for span in block))
 
     def _move_to(self, state: PairState) -> None:
         assert state in _LEGAL[self.state], f"a pair cannot go from {self.state} to {state}"

@@ -1,4 +1,4 @@
-"""A helper process that is in one process group: `python -m transfer.dist.runner PID`, started by `helpers.py` alone.
+"""A helper process that is in one process group: `python -P -m transfer.dist.runner PID`, started by `helpers.py`.
 
 Lifecycle: standard input is the channel to the replica (process PID). The order comes first; the group is joined; then
 a taker or a giver works until the replica or the other side is gone. The process ends at any error, and leaves what to

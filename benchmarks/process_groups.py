@@ -1,0 +1,209 @@
+"""How fast pages move through process groups, against gloo's own send and receive of one contiguous span.
+
+    python -m benchmarks.process_groups [--write]
+
+A process of its own plays the peer. Every round measures all ways one after the other, plain gloo among them, so that a
+busy machine slows all of them; shares are medians of the rounds' own shares. Plain gloo has both replicas in the group
+themselves, which is what `transfer/dist` avoids, and so it saves one copy of all bytes at the receiver.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch._C._distributed_c10d import TCPStore
+
+from benchmarks.report import Report, Table, add_report_options, finish
+from benchmarks.transfer import ADDRESS, BOOT, LAYOUT, SECRET, contiguous, human, scattered
+from protocol.handshake import RegionTicket
+from transfer.checksum import page_checksums
+from transfer.doors import DoorParts, open_doors
+from transfer.fetcher import FetchJob, FetchResult, PageFetcher
+from transfer.memory import SharedMemory
+from transfer.server import PageServer
+
+_TIMEOUT = timedelta(minutes=5)
+
+
+class PeerReady(msgspec.Struct):
+    """What the peer process says when it is up."""
+
+    ticket: RegionTicket
+    store_port: int
+    checksums: list[int]
+
+
+class PlainGloo:
+    """One side of a group that the process itself is in; `memory` is sent from or received into."""
+
+    def __init__(self, memory: SharedMemory, store: TCPStore, rank: int) -> None:
+        gloo: Any = torch.distributed.ProcessGroupGloo  # torch's stubs leave most of it out
+        options = gloo._Options()
+        options._devices = [gloo.create_device(hostname="127.0.0.1")]
+        options._timeout = _TIMEOUT
+        self._group = gloo(store, rank, 2, options)
+        self._bytes = torch.frombuffer(memory.view, dtype=torch.uint8)
+        self._length = torch.zeros(1, dtype=torch.int64)
+
+    def serve(self) -> None:
+        """Answer each length with as many bytes, until 0 is asked for."""
+        while True:
+            self._group.recv([self._length], 1, 0).wait()
+            if not self._length:
+                return
+            self._group.send([self._bytes[: int(self._length)]], 1, 1).wait()
+
+    def take(self, nbytes: int) -> float:
+        """Seconds from the request for `nbytes` to the last of them."""
+        begin = time.perf_counter()
+        self._length[0] = nbytes
+        request = self._group.send([self._length], 0, 0)
+        if nbytes:
+            self._group.recv([self._bytes[:nbytes]], 0, 1).wait()
+        request.wait()
+        return time.perf_counter() - begin
+
+
+def serve(page_bytes: int, num_pages: int) -> None:
+    """Be the peer until plain gloo is told to end. The secret comes by standard input."""
+    secret = sys.stdin.buffer.read(len(SECRET))
+    memory = SharedMemory(page_bytes * num_pages)
+    content = np.random.default_rng(0).integers(0, 256, memory.nbytes, dtype=np.uint8)
+    np.frombuffer(memory.view, dtype=np.uint8)[:] = content
+    parts = DoorParts(
+        memory=memory,
+        page_bytes=page_bytes,
+        num_pages=num_pages,
+        replica_id=ADDRESS.replica_id,
+        boot=BOOT,
+        secret=secret,
+        host="127.0.0.1",
+        bind_host="127.0.0.1",
+    )
+    doors = open_doors("gloo", parts)
+    server = PageServer(
+        memory=memory,
+        page_bytes=page_bytes,
+        num_pages=num_pages,
+        layout=LAYOUT,
+        host="127.0.0.1",
+        boot=BOOT,
+        secret=secret,
+        doors=doors,
+    )
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=_TIMEOUT)
+    checksums = page_checksums(memory.view, page_bytes, range(num_pages))
+    ready = PeerReady(ticket=server.ticket(), store_port=store.port, checksums=checksums)
+    sys.stdout.buffer.write(msgspec.json.encode(ready) + b"\n")
+    sys.stdout.flush()
+    PlainGloo(memory, store, 0).serve()
+    server.close()
+    for door in doors:
+        door.close(timeout_s=10)
+
+
+@contextmanager
+def peer(page_bytes: int, num_pages: int) -> Iterator[PeerReady]:
+    """A peer in its own process, which ends when plain gloo is told to."""
+    command = [sys.executable, "-m", "benchmarks.process_groups", "--serve", str(page_bytes), str(num_pages)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(SECRET)
+        process.stdin.flush()
+        yield msgspec.json.decode(process.stdout.readline(), type=PeerReady)
+
+
+def fetch(fetcher: PageFetcher, source: Sequence[int], target: Sequence[int], checksums: Sequence[int]) -> float:
+    """Seconds from the call of `fetch` to that of `on_done`. Raises `RuntimeError` unless gloo did it."""
+    job = FetchJob(key=0, peer=ADDRESS, source_pages=source, target_pages=target, checksums=checksums)
+    done = threading.Event()
+    answers: list[tuple[float, FetchResult]] = []
+
+    def on_done(result: FetchResult) -> None:
+        answers.append((time.perf_counter(), result))
+        done.set()
+
+    begin = time.perf_counter()
+    fetcher.fetch(job, on_done)
+    if not done.wait(_TIMEOUT.total_seconds()):
+        raise RuntimeError(f"a fetch has not ended after {_TIMEOUT}")
+    end, result = answers[0]
+    if not result.ok or result.transport != "gloo":
+        raise RuntimeError(f"a fetch went by {result.transport}: {result.error}")
+    return end - begin
+
+
+def measure(ready: PeerReady, sizes: list[int], *, rounds: int) -> Table:
+    """A row for each size."""
+    ticket, size = ready.ticket, ready.ticket.page_bytes
+    columns = ["bytes", "plain gloo GB/s", "pages GB/s", "share", "scattered GB/s", "share", "verified GB/s", "share"]
+    table = Table(title=f"bandwidth, pages of {size >> 10} KB", columns=columns)
+    with SharedMemory(ticket.num_pages * size) as memory:
+        store = TCPStore("127.0.0.1", ready.store_port, is_master=False, timeout=_TIMEOUT)
+        plain = PlainGloo(memory, store, 1)
+        fetcher = PageFetcher(memory=memory, page_bytes=size, layout=LAYOUT, secret=SECRET, transport="gloo")
+        fetcher.attach(ADDRESS, ticket)
+        for nbytes in sizes:
+            straight, mixed = (choose(nbytes // size, ticket.num_pages) for choose in (contiguous, scattered))
+            checksums = [ready.checksums[page] for page in straight[0]]
+            ways: list[Callable[[], float]] = [
+                partial(plain.take, nbytes),
+                partial(fetch, fetcher, *straight, []),
+                partial(fetch, fetcher, *mixed, []),
+                partial(fetch, fetcher, *straight, checksums),
+            ]
+            for way in ways:
+                way()  # first touches, and the group
+            seconds = [[way() for way in ways] for _ in range(rounds)]
+            cells: list[str | float] = []
+            for index in range(len(ways)):
+                cells.append(nbytes / statistics.median(row[index] for row in seconds) / 1e9)
+                if index:
+                    cells.append(f"{statistics.median(row[0] / row[index] for row in seconds):.0%}")
+            table.add(human(nbytes), *cells)
+        fetcher.close()
+        plain.take(0)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--serve", nargs=2, type=int, metavar=("PAGE_BYTES", "PAGES"), help="be the peer (internal)")
+    parser.add_argument("--page-kb", type=int, default=16, help="page size in KB (default: %(default)s)")
+    parser.add_argument("--max-mb", type=int, default=256, help="largest transfer in MB (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="the median counts (default: %(default)s)")
+    add_report_options(parser)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.serve:
+        serve(*options.serve)
+        return
+    page_bytes = options.page_kb << 10
+    sizes = [size for size in (64 << 10, 1 << 20, 16 << 20, 64 << 20, 256 << 20) if size <= options.max_mb << 20]
+    with peer(page_bytes, max(sizes) // page_bytes) as ready:
+        table = measure(ready, sizes, rounds=options.rounds)
+    report = Report(
+        name="process-groups",
+        purpose="Pages moved through gloo's process groups, against gloo's own send and receive of one span.",
+        configuration={key: value for key, value in vars(options).items() if key not in ("serve", "results", "write")},
+        tables=[table],
+    )
+    finish(report, options)
+
+
+if __name__ == "__main__":
+    main()
