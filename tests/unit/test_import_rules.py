@@ -98,6 +98,8 @@ def test_device_modules_are_imported_lazily_and_in_one_place() -> None:
         ("router.app", {"torch", "transformers", "ray"}),
         ("cluster.router", {"torch", "transformers"}),
         ("cluster.app", {"torch", "transformers"}),
+        ("transfer.dist.transport", {"torch"}),
+        ("transfer.dist.door", {"torch"}),
         ("cluster.launch", {"torch", "transformers", "ray", "pydantic"}),
     ],
 )

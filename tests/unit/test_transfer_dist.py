@@ -7,6 +7,8 @@ import os
 import select
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -245,6 +247,33 @@ def test_a_stopped_sender_is_given_up_and_does_not_outlive_its_replica():
             assert (result.ok, result.transport) == (True, "tcp")
             assert pool.receiver.page(2) == bytes(PAGE)
             pool.peer.kill()
+
+
+def test_a_killed_receiver_takes_its_helper_along_and_frees_the_senders():
+    others = helpers_of(os.getpid())
+    with closing(ServedPool(boot=10, transport="gloo")) as (pool,):
+        command = [sys.executable, "-c", _TAKE_ONE, msgspec.json.encode(pool.ticket).decode()]
+        path = f"{Path(__file__).parent}:{Path(__file__).parents[2]}"
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
+        ) as receiver:
+            assert receiver.stdout is not None
+            assert receiver.stdout.readline() == b"gloo\n"
+            (taker,) = helpers_of(receiver.pid)
+            (giver,) = (pid for pid in helpers_of(os.getpid()) if pid not in others)
+            with expect_end([taker, giver]):
+                receiver.kill()
+
+
+_TAKE_ONE = """
+import sys
+import msgspec
+from transfer_pools import PeerAddress, Receiver, RegionTicket
+receiver, peer = Receiver(transport="gloo"), PeerAddress("replica-10", 10, "127.0.0.1", 1)
+receiver.fetcher.attach(peer, msgspec.json.decode(sys.argv[1], type=RegionTicket))
+print(receiver.fetch(peer, [1], [1]).transport, flush=True)
+sys.stdin.read()
+"""
 
 
 def test_close_leaves_nothing_behind():
