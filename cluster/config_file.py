@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from cluster.config import ClusterConfig
 IMPORT_PATH = "cluster.app:build_app"
 _DOCUMENT_KEYS = {"applications", "http_options", "proxy_location"}
 _APPLICATION_KEYS = {"name", "route_prefix", "import_path", "args"}
+_HTTP_KEYS = {"host", "port"}
 
 
 class BadConfigFile(ValueError):
@@ -22,18 +23,24 @@ class BadConfigFile(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ServeApplication:
-    """The one application of a config file. Its HTTP options are left to the launcher."""
+    """The one application of a config file, and where it wants to be reached."""
 
     name: str
     route_prefix: str
+    host: str
+    port: int
     config: ClusterConfig
+
+    def at(self, host: str | None, port: int | None) -> ServeApplication:
+        """The same, reached elsewhere where either is given."""
+        return replace(self, host=self.host if host is None else host, port=self.port if port is None else port)
 
     @classmethod
     def read(cls, path: Path) -> ServeApplication:
         """Raises `BadConfigFile`."""
         try:
-            document = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
+            document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise BadConfigFile(f"{path} is not YAML: {error}") from error
         listed = document.get("applications") if isinstance(document, dict) else None
         if not isinstance(listed, list) or len(listed) != 1 or not isinstance(listed[0], dict):
@@ -44,12 +51,20 @@ class ServeApplication:
             config = ClusterConfig.model_validate(entry.get("args") or {})
         except ValidationError as error:
             raise BadConfigFile(f"{path}: {_readable(error)}") from error
-        return cls(name=entry.get("name", "default"), route_prefix=entry.get("route_prefix", "/"), config=config)
+        http = document.get("http_options") or {}
+        return cls(
+            name=entry.get("name", "default"),
+            route_prefix=entry.get("route_prefix", "/"),
+            host=str(http.get("host", "127.0.0.1")),
+            port=http.get("port", 8000),
+            config=config,
+        )
 
 
 def _only_known(path: Path, document: dict[str, Any], entry: dict[str, Any]) -> None:
     """What only Serve's own commands apply must not be dropped in silence."""
-    unknown = sorted({*document.keys() - _DOCUMENT_KEYS, *entry.keys() - _APPLICATION_KEYS})
+    http = document.get("http_options") or {}
+    unknown = sorted({*document.keys() - _DOCUMENT_KEYS, *entry.keys() - _APPLICATION_KEYS, *http.keys() - _HTTP_KEYS})
     if unknown:
         raise BadConfigFile(
             f"{path} has {', '.join(map(repr, unknown))}, which `make serve` does not apply: say it in `args` where "
@@ -64,5 +79,7 @@ def _readable(error: ValidationError) -> str:
     lines = []
     for each in error.errors():
         place = ".".join(["args", *map(str, each["loc"])])
-        lines.append(f"{place}: {each['msg'].removeprefix('Value error, ')}")
+        words = each["msg"].removeprefix("Value error, ")
+        given = "" if isinstance(each["input"], dict) else f" is {each['input']!r}"
+        lines.append(f"{place}{given}: {words}")
     return "\n".join(lines)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from cluster.config import ClusterConfig
 from cluster.config_file import BadConfigFile, ServeApplication
-from cluster.ingress import haproxy_runs, ingress_mode, own_ports_and_paths, read_env_file
+from cluster.ingress import BadEnvFile, haproxy_runs, ingress_mode, own_ports_and_paths, read_env_file
 from cluster.model_folder import EMBEDDED, NoModel, embedded_model_is_ready, model_folder
 from cluster.placement import shortfalls
 
@@ -62,24 +62,24 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--env-file", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True, help="for Ray's and HAProxy's sockets and logs")
-    parser.add_argument("--host", required=True)
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", help="instead of the configuration's")
+    parser.add_argument("--port", type=int, help="instead of the configuration's")
     options = parser.parse_args()
     _end_with_parent()
     progress = Progress()
     try:
-        application = ServeApplication.read(options.config)
+        application = ServeApplication.read(options.config).at(options.host, options.port)
+        _check_port_free(application.host, application.port)
         _check_model(application.config, progress)
-        _check_port_free(options.host, options.port)
         _set_environment(options.env_file, options.folder)
         _start(application, options, progress)
         while True:
             signal.pause()
-    except (StartFailed, BadConfigFile, NoModel) as error:
+    except (StartFailed, BadConfigFile, BadEnvFile, NoModel) as error:
         print(f"\ncannot start: {error}", file=sys.stderr)
         return 1
     except StopRequested:
-        _shut_down(progress)
+        _shut_down(application.name, progress)
         return 0
 
 
@@ -105,12 +105,12 @@ def _start(application: ServeApplication, options: argparse.Namespace, progress:
     _check_placement(application.config)
     progress(f"Ray is up; starting Serve behind {ingress_mode(os.environ).value}")
     try:
-        serve.start(http_options={"host": options.host, "port": options.port})
+        serve.start(http_options={"host": application.host, "port": application.port})
         progress("starting the replicas, which load the model")
         serve.run(build_app(application.config), name=application.name, route_prefix=application.route_prefix)
     except RuntimeError as error:
         raise StartFailed("\n".join([str(error), *_complaints(serve.status())])) from error
-    url = f"http://{_reachable(options.host)}:{options.port}"
+    url = f"http://{_reachable(application.host)}:{application.port}"
     _wait_until_healthy(url)
     progress("ready")
     _print_usage(url, context.address_info["gcs_address"], context.dashboard_url)
@@ -166,12 +166,14 @@ def _fetch_model(config: ClusterConfig, progress: Progress) -> subprocess.Popen[
 
 
 def _check_port_free(host: str, port: int) -> None:
+    if not (isinstance(port, int) and 0 < port < 1 << 16):
+        raise StartFailed(f"the port is {port!r}; give a number from 1 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise StartFailed(f"port {port} on {host} cannot be used ({error}); choose one: PORT=8001") from error
 
 
@@ -198,13 +200,16 @@ def _request_stop(number: int, frame: FrameType | None) -> None:
     raise StopRequested
 
 
-def _shut_down(progress: Progress) -> None:
+def _shut_down(name: str, progress: Progress) -> None:
     import ray
     from ray import serve
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    progress("draining and shutting down (once more to stop at once)")
+    progress("finishing the requests under way (once more to stop at once)")
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        with contextlib.suppress(Exception):  # it may not be there yet, or not end in time: the next call ends it
+            serve.delete(name)
+        progress("shutting down")
         serve.shutdown()  # Ray prints that its controller's end is a failure
         ray.shutdown()
 

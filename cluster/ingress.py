@@ -8,13 +8,22 @@ the mode that a running process finds itself in.
 from __future__ import annotations
 
 import enum
+import os
+import shlex
 import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from router.errors import overloaded
+
 _HAPROXY_SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
+_HAPROXY_CONFIG = "/tmp/haproxy-serve/haproxy.cfg"  # Serve's default
 _PROBE_TIMEOUT_S = 5.0
+
+
+class BadEnvFile(ValueError):
+    """A line of the file is not NAME=value."""
 
 
 class IngressMode(enum.Enum):
@@ -39,16 +48,23 @@ def haproxy_runs() -> bool:
 
 
 def read_env_file(path: Path) -> dict[str, str]:
-    """The `NAME=value` lines of an env file, comments and blank lines skipped; ValueError for any other line."""
+    """The `NAME=value` lines of an env file, quotes taken off as a shell would; raises `BadEnvFile` for any other line
+    that is neither blank nor a comment."""
     variables = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
         name, equals, value = line.partition("=")
         if not equals or not name.isidentifier():
-            raise ValueError(f"{path}, line {number}: {line!r} is not NAME=value")
-        variables[name] = value
+            raise BadEnvFile(f"{path}, line {number}: {line!r} is not NAME=value")
+        try:
+            words = shlex.split(value)
+        except ValueError as error:
+            raise BadEnvFile(f"{path}, line {number}: {line!r}: {error}") from error
+        if len(words) > 1:
+            raise BadEnvFile(f"{path}, line {number}: {line!r} has spaces; put the value in quotes")
+        variables[name] = "".join(words)
     return variables
 
 
@@ -66,6 +82,27 @@ def own_ports_and_paths(folder: Path) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc_port),
     }
+
+
+def write_error_page(environ: Mapping[str, str], *, retry_after_s: int) -> None:
+    """Have the HAProxy of this machine say in the API's words that no router answers, from its next reload on.
+
+    Serve's own page (text, status 500) lies beside each node's HAProxy configuration; where none lies, nothing happens.
+    """
+    folder = Path(environ.get("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC", _HAPROXY_CONFIG)).parent
+    message = "no router could answer: the one that had the request is gone, or none is up yet; try again"
+    body = overloaded(503, message, code="no_router", retry_after_s=retry_after_s).body()
+    head = [
+        "HTTP/1.1 503 Service Unavailable",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        f"Retry-After: {retry_after_s}",
+        "Connection: close",
+    ]
+    for page in (*folder.glob("500.http"), *folder.glob("*/500.http")):
+        fresh = page.with_name(f"{page.name}.{os.getpid()}")
+        fresh.write_bytes("\r\n".join([*head, "", ""]).encode() + body)
+        fresh.replace(page)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -20,7 +20,7 @@ from types import FrameType
 
 from cluster.process_tree import adopt_orphans, end_descendants
 
-_ORDERLY_END_S = 30.0
+_ORDERLY_END_S = 100.0  # Serve gives an application a minute to finish its requests
 _LONGEST_FOLDER = 24  # Unix socket paths below it must stay under 108 bytes
 
 
@@ -29,8 +29,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m cluster.launch", description=__doc__)
     parser.add_argument("--config", type=Path, default=Path("deploy/config.yaml"), help="as for `serve run`")
     parser.add_argument("--env-file", type=Path, default=Path("deploy/serve.env"), help="Ray's and Serve's variables")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for every interface")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--host", help="address to listen on instead of the configuration's; 0.0.0.0 for all")
+    parser.add_argument("--port", type=int, help="instead of the configuration's")
     options = parser.parse_args()
     for path in (options.config, options.env_file):
         if not path.is_file():
@@ -38,8 +38,10 @@ def main() -> int:
 
     adopt_orphans()
     folder = _short_folder()
-    command = [sys.executable, "-m", "cluster.head", "--folder", str(folder), "--host", options.host]
-    command += ["--port", str(options.port), "--config", str(options.config), "--env-file", str(options.env_file)]
+    command = [sys.executable, "-m", "cluster.head", "--folder", str(folder), "--config", str(options.config)]
+    command += ["--env-file", str(options.env_file)]
+    command += [] if options.host is None else ["--host", options.host]
+    command += [] if options.port is None else ["--port", str(options.port)]
     supervisor = _Supervisor(subprocess.Popen(command, start_new_session=True))
     code = 1
     try:
@@ -48,7 +50,7 @@ def main() -> int:
             code = 0
     finally:
         end_descendants()
-        if code == 0:
+        if code == 0 or not any(folder.iterdir()):
             shutil.rmtree(folder, ignore_errors=True)
         else:
             print(f"the logs are kept in {folder}", file=sys.stderr)

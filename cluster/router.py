@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 
 from cluster.config import ClusterConfig
 from cluster.directory_handle import DirectoryHandle
-from cluster.ingress import ingress_mode
+from cluster.ingress import IngressMode, ingress_mode, write_error_page
 from cluster.membership import MemberWatcher
 from cluster.metrics_export import MetricsExporter, readings_of
 from cluster.model_folder import context_length, model_folder, served_name
@@ -26,6 +26,9 @@ from router.app import build_asgi
 from router.config import RouterConfig
 
 log = logging.getLogger(__name__)
+
+_ROUTER_RESTART_S = 3
+"""What it takes Serve, about, to replace a router that died."""
 
 
 class Router:
@@ -42,7 +45,10 @@ class Router:
         del pools
         log_where_serve_does()
         router_id = serve.get_replica_context().replica_id.unique_id
-        log.info("router %s: HTTP enters by %s", router_id, ingress_mode(os.environ).value)
+        mode = ingress_mode(os.environ)
+        log.info("router %s: HTTP enters by %s", router_id, mode.value)
+        if mode is IngressMode.HAPROXY:
+            write_error_page(os.environ, retry_after_s=_ROUTER_RESTART_S)
         self._app: Starlette = build_asgi(_router_config(config, secret), router_id=router_id)
         self._watcher = MemberWatcher(
             DirectoryHandle(directory),

@@ -113,6 +113,8 @@ def test_every_config_file_in_deploy_is_valid(path: Path) -> None:
 
 def test_a_config_file_is_read_as_serve_reads_it() -> None:
     application = ServeApplication.read(DEPLOY / "config-aggregated.yaml")
+    assert (application.host, application.port) == ("127.0.0.1", 8000)
+    assert application.at(None, 8001).port == 8001
     assert (application.name, application.route_prefix, application.config.mode) == ("pd", "/", "aggregated")
 
 
@@ -121,16 +123,25 @@ def test_a_config_file_is_read_as_serve_reads_it() -> None:
     [
         ("applications: [", "is not YAML"),
         ("applications: []", "must list exactly one application"),
-        ("applications: [{args: {prefill: {num_replicas: 0}}}]", "args.prefill.num_replicas: Input should be greater"),
+        (
+            "applications: [{args: {prefill: {num_replicas: 0}}}]",
+            "args.prefill.num_replicas is 0: Input",
+        ),
         ("applications: [{args: {decode: {threads: 2}}}]", "args.decode: unknown key 'threads'; did you mean"),
         ("applications: [{deployments: [{name: Decode}]}]", "has 'deployments', which `make serve` does not apply"),
         ("{logging_config: {}, applications: [{}]}", "has 'logging_config'"),
+        ("{http_options: {root_path: /a}, applications: [{}]}", "has 'root_path'"),
+        (
+            "applications: [{args: {mode: both}}]",
+            "args.mode is 'both': Input should be",
+        ),
+        ("\xff\xfe", "is not YAML"),
         ("applications: [{import_path: 'other:app'}]", "import_path is 'other:app'"),
     ],
 )
 def test_a_config_file_that_cannot_be_started_says_why(tmp_path: Path, text: str, complaint: str) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(text)
+    path.write_bytes(text.encode("latin-1"))
     with pytest.raises(BadConfigFile) as caught:
         ServeApplication.read(path)
     assert complaint in str(caught.value)

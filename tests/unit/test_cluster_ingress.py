@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from cluster.ingress import IngressMode, ingress_mode, own_ports_and_paths, read_env_file
+from cluster.ingress import (
+    BadEnvFile,
+    IngressMode,
+    ingress_mode,
+    own_ports_and_paths,
+    read_env_file,
+    write_error_page,
+)
 
 ENV_FILE = Path(__file__).resolve().parents[2] / "deploy" / "serve.env"
 
@@ -30,11 +38,40 @@ def test_without_the_variables_serve_uses_its_python_proxy() -> None:
     assert ingress_mode({"RAY_SERVE_ENABLE_HA_PROXY": "0"}) is IngressMode.PYTHON_PROXY
 
 
-def test_a_line_that_is_no_assignment_is_refused_with_its_number(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("export B=2", "'export B=2' is not NAME=value"),
+        ("B=2 3", "put the value in quotes"),
+        ("B='2", "No closing quotation"),
+    ],
+)
+def test_a_line_that_is_no_assignment_is_refused_with_its_number(tmp_path: Path, line: str, complaint: str) -> None:
     path = tmp_path / "serve.env"
-    path.write_text("# fine\nA=1\n\nexport B=2\n")
-    with pytest.raises(ValueError, match="line 4: 'export B=2'"):
+    path.write_text(f"# fine\nA=1\n\n{line}\n")
+    with pytest.raises(BadEnvFile, match=f"line 4: .*{complaint}"):
         read_env_file(path)
+
+
+def test_values_are_what_a_shell_would_make_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "serve.env"
+    path.write_text("A=1\nB='2 3'\nC=\n")
+    assert read_env_file(path) == {"A": "1", "B": "2 3", "C": ""}
+
+
+def test_the_error_page_replaces_serves_own_and_nothing_else(tmp_path: Path) -> None:
+    environ = {"RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(tmp_path / "haproxy.cfg")}
+    write_error_page(environ, retry_after_s=3)
+    assert list(tmp_path.iterdir()) == []
+    page = tmp_path / "a node" / "500.http"
+    page.parent.mkdir()
+    page.write_text("HTTP/1.1 500 Internal Server Error\r\n\r\n")
+    write_error_page(environ, retry_after_s=3)
+    head, _, body = page.read_bytes().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert f"Content-Length: {len(body)}".encode() in head.split(b"\r\n")
+    assert json.loads(body)["error"]["code"] == "no_router"
+    assert list(tmp_path.rglob("*")) == [page.parent, page]
 
 
 def test_ports_differ_and_everything_lies_in_the_folder(tmp_path: Path) -> None:
