@@ -34,6 +34,7 @@ from transfer.doors import DoorParts, open_doors
 from transfer.fetcher import FetchJob, FetchResult, PageFetcher
 from transfer.memory import SharedMemory
 from transfer.server import PageServer
+from transfer.transport import TransferTimings
 
 _TIMEOUT = timedelta(minutes=5)
 
@@ -155,7 +156,14 @@ def measure(ready: PeerReady, sizes: list[int], *, rounds: int) -> Table:
     with SharedMemory(ticket.num_pages * size) as memory:
         store = TCPStore("127.0.0.1", ready.store_port, is_master=False, timeout=_TIMEOUT)
         plain = PlainGloo(memory, store, 1)
-        fetcher = PageFetcher(memory=memory, page_bytes=size, layout=LAYOUT, secret=SECRET, transport="gloo")
+        fetcher = PageFetcher(
+            memory=memory,
+            page_bytes=size,
+            layout=LAYOUT,
+            secret=SECRET,
+            transport="gloo",
+            timings=TransferTimings(patience_s=_TIMEOUT.total_seconds()),
+        )
         fetcher.attach(ADDRESS, ticket)
         for nbytes in sizes:
             straight, mixed = (choose(nbytes // size, ticket.num_pages) for choose in (contiguous, scattered))

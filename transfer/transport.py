@@ -33,6 +33,8 @@ class TransferTimings:
     join_s: float = 60.0
     """From the start of two helper processes until their process group is there; loading torch takes them a second or
     two, and many times that on a busy machine."""
+    patience_s: float = 5.0
+    """Copies wait this long for a peer's first process group before they go another way."""
     piece_s: float = 10.0
     """Within which a process group moves each piece of a copy, 4 MB or one page; else it is given up."""
 

@@ -61,7 +61,8 @@ class Switch:
 class Pool:
     """A peer with a gloo door, and a receiver that is attached to it."""
 
-    def __init__(self, *, boot: int, **options) -> None:
+    def __init__(self, *, boot: int, **timings_and_clock) -> None:
+        options = {"timings": TransferTimings(patience_s=GROUP_WAIT_S), **timings_and_clock}
         self.peer = PeerProcess(boot=boot, page_bytes=PAGE, num_pages=PAGES, transport="gloo")
         self.switch = Switch()
         self.receiver = Receiver(page_bytes=PAGE, num_pages=PAGES, transport="gloo", faults=self.switch, **options)
@@ -213,7 +214,8 @@ def test_a_killed_peer_fails_its_copies_and_its_next_life_is_another_peer():
 
 def test_a_killed_helper_costs_one_attempt_and_is_replaced():
     others = helpers_of(os.getpid())
-    with closing(Pool(boot=4, timings=TransferTimings(retry_s=0.05, join_s=GROUP_WAIT_S))) as (pool,):
+    timings = TransferTimings(retry_s=0.05, join_s=GROUP_WAIT_S, patience_s=GROUP_WAIT_S)
+    with closing(Pool(boot=4, timings=timings)) as (pool,):
         assert pool.fetch([1], [1]).transport == "gloo"
         for side in ("giver", "taker"):
             until(lambda: pool.fetch([2], [2]).transport == "gloo")
@@ -233,7 +235,7 @@ def test_a_killed_helper_costs_one_attempt_and_is_replaced():
 
 def test_a_stopped_sender_is_given_up_and_does_not_outlive_its_replica():
     clock = FakeClock()
-    with closing(Pool(boot=5, clock=clock, timings=TransferTimings(handshake_s=1e6))) as (pool,):
+    with closing(Pool(boot=5, clock=clock, timings=TransferTimings(handshake_s=1e6, patience_s=1e6))) as (pool,):
         assert pool.fetch([1], [1]).transport == "gloo"
         (giver,) = helpers_of(pool.peer.pid)
         with expect_end([giver]):
@@ -268,12 +270,27 @@ def test_a_killed_receiver_takes_its_helper_along_and_frees_the_senders():
 _TAKE_ONE = """
 import sys
 import msgspec
-from transfer_pools import PeerAddress, Receiver, RegionTicket
-receiver, peer = Receiver(transport="gloo"), PeerAddress("replica-10", 10, "127.0.0.1", 1)
+from transfer_pools import PeerAddress, Receiver, RegionTicket, TransferTimings
+receiver = Receiver(transport="gloo", timings=TransferTimings(patience_s=120))
+peer = PeerAddress("replica-10", 10, "127.0.0.1", 1)
 receiver.fetcher.attach(peer, msgspec.json.decode(sys.argv[1], type=RegionTicket))
 print(receiver.fetch(peer, [1], [1]).transport, flush=True)
 sys.stdin.read()
 """
+
+
+def test_a_copy_does_not_wait_for_a_group_that_is_long_in_coming():
+    clock = FakeClock()
+    with closing(Pool(boot=11, clock=clock, timings=TransferTimings(handshake_s=1e6, join_s=1e6))) as (pool,):
+        until(lambda: helpers_of(pool.peer.pid) != [])
+        (giver,) = helpers_of(pool.peer.pid)
+        freeze(giver)
+        pool.receiver.start(pool.peer.address, [1], [1])
+        clock.advance(6)
+        result = pool.receiver.wait()
+        assert (result.ok, result.transport) == (True, "tcp")
+        os.kill(giver, signal.SIGCONT)
+        until(lambda: pool.fetch([2], [2]).transport == "gloo")  # the group was not given up
 
 
 def test_close_leaves_nothing_behind():

@@ -1,9 +1,9 @@
 """Transport through process groups: one helper process per peer, which takes part in the group so that we need not.
 
 A peer's life here: JOINING (its first group is being made; copies wait) -> READY (copies run, piece by piece, the one
-with the least to do first) -> DETACHED. When a group cannot be made or ends, the peer is LOST: its copies are
-answered at once, so that they can go another way, while a new group is tried in the background, less and less often
-until one has moved something.
+with the least to do first) -> DETACHED. When the first group is long in coming, or a group cannot be made or ends, the
+peer is LOST: its copies are answered at once, so that they can go another way, while a group is tried in the
+background, less and less often until one has moved something.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class _Grouped:
     copies: dict[PageCopy, int] = field(default_factory=dict)
     """Those not answered yet, and how many of their pages have been ordered."""
     timer: Timer | None = None
+    """To the end of our patience, or to the next attempt."""
     error: str = ""
 
     def move_to(self, state: _State) -> None:
@@ -121,6 +122,8 @@ class GroupTransport:
     def _attach(self, peer: Peer) -> None:
         if peer not in self._peers:
             entry = self._peers[peer] = _Grouped(peer=peer, retry_s=self._timings.retry_s)
+            late = self._clock() + self._timings.patience_s
+            entry.timer = self._loop.call_at(late, lambda: self._lose_patience(entry))
             self._connect(entry)
 
     def _start(self, copy: PageCopy) -> None:
@@ -168,9 +171,17 @@ class GroupTransport:
             on_piece=lambda copy, error: self._moved(entry, copy, error),
         )
 
+    def _lose_patience(self, entry: _Grouped) -> None:
+        if entry.state is _State.JOINING:
+            entry.move_to(_State.LOST)
+            entry.error = f"no process group with the peer after {self._timings.patience_s} s; it may still come"
+            self._end_all(entry, entry.error)
+
     def _changed(self, entry: _Grouped, pair: Pair) -> None:
         if entry.state is _State.DETACHED:
             return
+        if entry.timer is not None:
+            entry.timer.cancel()
         if pair.state is PairState.READY:
             entry.move_to(_State.READY)
             self._pump(entry)
