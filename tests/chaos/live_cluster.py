@@ -26,7 +26,7 @@ from cluster.process_tree import descendants
 
 ROOT = Path(__file__).parents[2]
 READY_S = 240.0
-STOP_S = 60.0
+STOP_S = 120.0  # a cluster finishes its requests first, within its own bounds
 SETTLE_S = 180.0
 _POLL_S = 0.1
 _READ_STATES = """
