@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import secrets
@@ -17,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -87,10 +89,9 @@ def _start(application: ServeApplication, options: argparse.Namespace, progress:
     fetching = _fetch_model(application.config, progress)
     progress("starting Ray")
     import ray  # not earlier: Ray reads the environment when it is imported
-    from ray import serve
 
-    from cluster.app import build_app
-
+    importing = threading.Thread(target=importlib.import_module, args=("cluster.app",), daemon=True)
+    importing.start()  # Serve, too: a second's work, while Ray's processes come up
     context = ray.init(
         address="local",
         namespace="serve",
@@ -102,6 +103,11 @@ def _start(application: ServeApplication, options: argparse.Namespace, progress:
     signal.signal(signal.SIGTERM, _request_stop)  # until here Ray has a handler of its own, which exits
     if fetching is not None and fetching.wait() != 0:
         raise StartFailed("the embedded model could not be fetched; the reason stands above")
+    importing.join()
+    from ray import serve
+
+    from cluster.app import build_app
+
     _check_placement(application.config)
     progress(f"Ray is up; starting Serve behind {ingress_mode(os.environ).value}")
     try:

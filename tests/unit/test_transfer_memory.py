@@ -95,7 +95,7 @@ def test_more_memory_than_there_is_fails_where_it_is_asked_for():
         SharedMemory(1 << 60)
 
 
-@pytest.mark.parametrize("nbytes", [4096, (8 << 20) + 1])
+@pytest.mark.parametrize("nbytes", [4096, (1 << 20) + 1])
 def test_prefault_takes_the_memory_and_leaves_what_is_in_it(nbytes):
     with SharedMemory(nbytes, prefault=False) as memory:
         memory.view[nbytes - 1] = 7
