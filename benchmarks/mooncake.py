@@ -14,7 +14,6 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,11 +23,12 @@ import msgspec
 import numpy as np
 
 from benchmarks.report import Report, Table, add_report_options, finish
+from benchmarks.timed_fetch import timed_fetch
 from benchmarks.transfer import contiguous, human, scattered
 from protocol.handshake import RegionTicket
 from protocol.rooms import PeerAddress
 from transfer.checksum import page_checksums
-from transfer.fetcher import FetchJob, FetchResult, PageFetcher
+from transfer.fetcher import FetchJob, PageFetcher
 from transfer.memory import SharedMemory
 from transfer.mooncake.door import MooncakeDoor
 from transfer.mooncake.library import new_engine
@@ -100,21 +100,7 @@ class Receiver:
         source, target = pages
         checksums = [self.checksums[page] for page in source] if verified else []
         job = FetchJob(key=0, peer=ADDRESS, source_pages=source, target_pages=target, checksums=checksums)
-        done = threading.Event()
-        answers: list[tuple[float, FetchResult]] = []
-
-        def on_done(result: FetchResult) -> None:
-            answers.append((time.perf_counter(), result))
-            done.set()
-
-        begin = time.perf_counter()
-        self.fetcher.fetch(job, on_done)
-        if not done.wait(60):
-            raise RuntimeError("a fetch has not ended after 60 s")
-        end, result = answers[0]
-        if not result.ok or result.transport != "mooncake":
-            raise RuntimeError(f"a fetch went over {result.transport}: {result.error}")
-        return end - begin
+        return timed_fetch(self.fetcher, job, transport="mooncake")
 
     def close(self) -> None:
         self.fetcher.close()

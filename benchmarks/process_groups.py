@@ -13,7 +13,6 @@ import argparse
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,11 +26,12 @@ import torch
 from torch._C._distributed_c10d import TCPStore
 
 from benchmarks.report import Report, Table, add_report_options, finish
+from benchmarks.timed_fetch import timed_fetch
 from benchmarks.transfer import ADDRESS, BOOT, LAYOUT, SECRET, contiguous, human, scattered
 from protocol.handshake import RegionTicket
 from transfer.checksum import page_checksums
 from transfer.doors import DoorParts, open_doors
-from transfer.fetcher import FetchJob, FetchResult, PageFetcher
+from transfer.fetcher import FetchJob, PageFetcher
 from transfer.memory import SharedMemory
 from transfer.server import PageServer
 from transfer.transport import TransferTimings
@@ -131,21 +131,7 @@ def peer(page_bytes: int, num_pages: int) -> Iterator[PeerReady]:
 def fetch(fetcher: PageFetcher, source: Sequence[int], target: Sequence[int], checksums: Sequence[int]) -> float:
     """Seconds from the call of `fetch` to that of `on_done`. Raises `RuntimeError` unless gloo did it."""
     job = FetchJob(key=0, peer=ADDRESS, source_pages=source, target_pages=target, checksums=checksums)
-    done = threading.Event()
-    answers: list[tuple[float, FetchResult]] = []
-
-    def on_done(result: FetchResult) -> None:
-        answers.append((time.perf_counter(), result))
-        done.set()
-
-    begin = time.perf_counter()
-    fetcher.fetch(job, on_done)
-    if not done.wait(_TIMEOUT.total_seconds()):
-        raise RuntimeError(f"a fetch has not ended after {_TIMEOUT}")
-    end, result = answers[0]
-    if not result.ok or result.transport != "gloo":
-        raise RuntimeError(f"a fetch went by {result.transport}: {result.error}")
-    return end - begin
+    return timed_fetch(fetcher, job, transport="gloo")
 
 
 def measure(ready: PeerReady, sizes: list[int], *, rounds: int) -> Table:

@@ -27,11 +27,12 @@ import msgspec
 import numpy as np
 
 from benchmarks.report import Report, Table, add_report_options, finish
+from benchmarks.timed_fetch import timed_fetch
 from protocol.handshake import RegionTicket
 from protocol.rooms import PeerAddress
 from transfer.checksum import page_checksums
 from transfer.disk.spool import Spool
-from transfer.fetcher import FetchJob, FetchResult, PageFetcher, TransportName
+from transfer.fetcher import FetchJob, PageFetcher, TransportName
 from transfer.memory import SharedMemory
 from transfer.server import PageServer
 
@@ -152,21 +153,7 @@ class Receiver:
         """Seconds from the call of `fetch` to that of `on_done`. Raises `RuntimeError` when the fetch fails."""
         checksums = [self.checksums[page] for page in source] if verified else []
         job = FetchJob(key=0, peer=ADDRESS, source_pages=source, target_pages=target, checksums=checksums)
-        done = threading.Event()
-        answers: list[tuple[float, FetchResult]] = []
-
-        def on_done(result: FetchResult) -> None:
-            answers.append((time.perf_counter(), result))
-            done.set()
-
-        begin = time.perf_counter()
-        self.fetchers[transport].fetch(job, on_done)
-        if not done.wait(60):
-            raise RuntimeError("a fetch has not ended after 60 s")
-        end, result = answers[0]
-        if not result.ok:
-            raise RuntimeError(f"a fetch failed: {result.error}")
-        return end - begin
+        return timed_fetch(self.fetchers[transport], job, transport=transport)
 
     def close(self) -> None:
         for fetcher in self.fetchers.values():
