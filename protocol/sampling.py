@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Literal
 
 import msgspec
 
@@ -16,6 +17,20 @@ class FinishReason(enum.Enum):
     """One of `stop` appeared in the text; the text is cut before it."""
     LENGTH = "length"
     """`max_tokens` or the model's context length was reached."""
+
+
+GrammarKind = Literal["json_schema", "json_object", "regex", "ebnf", "structural_tag", "choice"]
+
+
+class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the whole output must match. Replicas compile it; equal kind and text are the same grammar."""
+
+    kind: GrammarKind
+    text: str = ""
+    """JSON of the schema, of the structural tag or of the list of choices; the regular expression, which matches the
+    whole output; the EBNF, whose rule `root` does; nothing for json_object."""
+    field: str = ""
+    """The request's field it came in, for refusals."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -46,6 +61,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     """Special tokens are no text: stop strings do not see them."""
+    grammar: Grammar | None = None
+    """Only tokens with which the output can still match are sampled. Once it matches whole, the sequence may end by an
+    end-of-sequence token, whatever `ignore_eos` says, and must where nothing else can follow."""
     logprobs: int | None = None
     """None: none. 0: the sampled token's logprob. n: also the n most likely tokens'. Log-softmax of the
     raw logits (before temperature, penalties and filters)."""

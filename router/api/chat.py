@@ -67,7 +67,6 @@ class ChatRequest(OpenAIFields):
         "parallel_tool_calls": (True, False),
         "functions": ([],),
         "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},),
         "modalities": (["text"],),
         "audio": (),
         "prediction": (),
@@ -78,9 +77,6 @@ class ChatRequest(OpenAIFields):
         "service_tier": ("auto", "default"),
         "continue_final_message": (False,),
         "add_generation_prompt": (True,),
-        "json_schema": (),
-        "regex": (),
-        "ebnf": (),
         "best_of": (1,),
     }
 

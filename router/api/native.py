@@ -33,10 +33,6 @@ class NativeSampling(SamplingFields):
     """SGLang's names where they differ from OpenAI's."""
 
     unsupported: ClassVar[dict[str, Sequence[Any]]] = {
-        "json_schema": (),
-        "regex": (),
-        "ebnf": (),
-        "structural_tag": (),
         "no_stop_trim": (False,),
         "spaces_between_special_tokens": (True,),
         "stop_regex": ([],),

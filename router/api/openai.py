@@ -9,8 +9,9 @@ from typing import Any
 from pydantic import Field
 
 from protocol.rooms import Job
-from protocol.sampling import SamplingParams
+from protocol.sampling import Grammar, SamplingParams
 from router.api.fields import ApiModel, Whole, invalid
+from router.api.grammar import response_format_grammars
 from router.api.prompts import ModelText
 from router.api.response import DONE, encode, event, usage
 from router.api.sampling import SamplingFields
@@ -32,6 +33,7 @@ class OpenAIFields(SamplingFields):
     seed: Whole | None = Field(None, ge=-(2**63), lt=2**63)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+    response_format: Any = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -39,6 +41,9 @@ class OpenAIFields(SamplingFields):
     metadata: dict[str, str] | None = None
     return_timeline: bool = False
     """Ours: tell where the time went."""
+
+    def grammars(self) -> list[Grammar]:
+        return [*response_format_grammars(self.response_format), *super().grammars()]
 
     def make_work(
         self,

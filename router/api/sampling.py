@@ -8,7 +8,8 @@ import pydantic
 from pydantic import BeforeValidator, Field
 
 from protocol.sampling import SamplingParams
-from router.api.fields import ApiModel, Whole, invalid, shown
+from router.api.fields import Whole, invalid, shown
+from router.api.grammar import GrammarFields
 
 _MAX_STOPS = 32
 _MAX_STOP_CHARACTERS = 1024
@@ -28,7 +29,7 @@ StopStrings = Annotated[
 ]
 
 
-class SamplingFields(ApiModel):
+class SamplingFields(GrammarFields):
     """How to choose tokens. Names and neutral values are those of OpenAI's API where it has them, else SGLang's."""
 
     temperature: float = Field(1.0, ge=0, le=2)
@@ -96,4 +97,5 @@ class SamplingFields(ApiModel):
             ignore_eos=self.ignore_eos,
             skip_special_tokens=self.skip_special_tokens,
             logprobs=logprobs,
+            grammar=self.grammar(),
         )
