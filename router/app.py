@@ -32,6 +32,7 @@ from router.errors import ApiError
 from router.health import Health, HealthGenerate, InternalState
 from router.metrics import RouterMetrics
 from router.pairing import PairingPolicy
+from router.stamp import Stamp, new_router_key
 from router.text_endpoints import Detokenize, Models, Tokenize
 from text.chat_template import ChatTemplate
 from text.tokenizer import Tokenizer
@@ -75,14 +76,17 @@ def build_asgi(config: RouterConfig, *, router_id: str | None = None, policy: Pa
 
 def _make_core(config: RouterConfig, *, router_id: str, policy: PairingPolicy) -> RouterCore:
     metrics = RouterMetrics()
+    router_key = new_router_key()
     identity = Identity(role=LinkRole.ROUTER, peer_id=router_id, boot=time.time_ns())
     return RouterCore(
         config=config,
+        router_key=router_key,
         metrics=metrics,
         model=ModelText(
             config=config,
             tokenizer=Tokenizer.load(config.tokenizer_folder),
             template=ChatTemplate.load(config.tokenizer_folder),
+            stamp=Stamp.new(router_key),
         ),
         dispatcher=Dispatcher(config=config, identity=identity, policy=policy, metrics=metrics),
         admission=Admission(config, metrics),

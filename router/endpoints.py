@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.types import Receive, Scope, Send
 
@@ -24,6 +24,7 @@ from router.errors import ApiError, internal_error
 from router.exchange import ClientGoneError, Exchange
 from router.metrics import RouterMetrics
 from router.request_runner import RequestRunner
+from router.stamp import Stamp
 from router.work import SequenceOutput, Work
 
 _CLIENT_CLOSED = "499"
@@ -37,6 +38,8 @@ class RouterCore:
     """The parts of one router, made once."""
 
     config: RouterConfig
+    router_key: str
+    """What stamps call this router."""
     metrics: RouterMetrics
     model: ModelText
     dispatcher: Dispatcher
@@ -97,7 +100,8 @@ class Generate(Endpoint):
         received_at = asyncio.get_running_loop().time()
         timeout_s = request_timeout_s(exchange, config)
         body = await exchange.body(max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
-        work, outputs, response = await self._parse(body, core.model)
+        model = replace(core.model, stamp=Stamp.new(core.router_key))
+        work, outputs, response = await self._parse(body, model)
         runner = RequestRunner(
             exchange,
             work,

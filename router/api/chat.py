@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -102,7 +101,7 @@ class ChatFormat:
             outputs,
             kind="chat.completion.chunk" if work.stream else "chat.completion",
             model=model.config.model_name,
-            created=int(time.time()),
+            created=model.stamp.created,
             usage_event=request.stream_options.include_usage,
         )
         self._splices = [Splice(functools.partial(self._text_chunk, index)) for index in range(len(outputs))]

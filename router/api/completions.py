@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -48,7 +47,7 @@ class CompletionFormat:
             outputs,
             kind="text_completion",
             model=model.config.model_name,
-            created=int(time.time()),
+            created=model.stamp.created,
             usage_event=request.stream_options.include_usage,
         )
         self._splices = [Splice(functools.partial(self._chunk, index)) for index in range(len(outputs))]

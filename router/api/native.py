@@ -7,7 +7,6 @@ belongs to.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -68,6 +67,9 @@ class GenerateRequest(ApiModel):
     stream: bool = False
     rid: Any = None
     """The client's own id for the request, or a list with one for each prompt, given back in meta_info."""
+    cache_salt: str | None = Field(None, min_length=1, max_length=1024)
+    """Requests share cached prefixes with those of the same salt only; `extra_key` is SGLang's name for it."""
+    extra_key: str | None = Field(None, min_length=1, max_length=1024)
     return_logprob: bool = False
     top_logprobs_num: Whole = Field(0, ge=0, le=20)
     return_text_in_logprobs: bool = False
@@ -189,11 +191,12 @@ async def parse_generate(body: bytes, model: ModelText) -> tuple[Work, list[Sequ
     sampling = [
         _sampling(fields, request, model, prompt, param=param) for fields, prompt in zip(parsed, prompts, strict=True)
     ]
-    response_id = secrets.token_hex(16)
+    response_id = model.stamp.token
     n = choices.pop()
     work = make_work(
         model,
         response_id=response_id,
+        cache_salt=request.cache_salt if request.cache_salt is not None else request.extra_key,
         prompts=prompts,
         sampling=sampling,
         choices=n,
@@ -245,7 +248,7 @@ def _sampling(
         max_tokens=limit,
         min_tokens=fields.min_new_tokens,
         names=("min_new_tokens", "max_new_tokens"),
-        seed=secrets.randbits(63) if fields.sampling_seed is None else fields.sampling_seed,
+        seed=model.stamp.seed if fields.sampling_seed is None else fields.sampling_seed,
         logprobs=request.top_logprobs_num if request.return_logprob else None,
         vocab_size=model.tokenizer.vocab_size,
     )

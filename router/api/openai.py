@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +38,8 @@ class OpenAIFields(SamplingFields):
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     metadata: dict[str, str] | None = None
+    cache_salt: str | None = Field(None, min_length=1, max_length=1024)
+    """As vLLM: requests share cached prefixes with those of the same salt only."""
     return_timeline: bool = False
     """Ours: tell where the time went."""
 
@@ -57,7 +58,7 @@ class OpenAIFields(SamplingFields):
     ) -> Work:
         """The work for `prompts`, each `n` times and of at most its limit of tokens, which the API calls so."""
         # One seed for all: sequences differ by their choice, and a seed given by the client names the whole response.
-        seed = secrets.randbits(63) if self.seed is None else self.seed
+        seed = model.stamp.seed if self.seed is None else self.seed
         sampling = [
             self.params(
                 max_tokens=limit,
@@ -71,7 +72,8 @@ class OpenAIFields(SamplingFields):
         ]
         return make_work(
             model,
-            response_id=f"{kind}-{secrets.token_hex(16)}",
+            response_id=f"{kind}-{model.stamp.token}",
+            cache_salt=self.cache_salt,
             prompts=prompts,
             sampling=sampling,
             choices=self.n,
@@ -84,6 +86,7 @@ def make_work(
     model: ModelText,
     *,
     response_id: str,
+    cache_salt: str | None,
     prompts: Sequence[list[int]],
     sampling: Sequence[SamplingParams],
     choices: int,
@@ -98,7 +101,13 @@ def make_work(
         )
         raise invalid("n", message)
     jobs = [
-        Job(prompt=prompt, sampling=params, choice=choice, timeline=timeline)
+        Job(
+            prompt=prompt,
+            sampling=params,
+            choice=choice,
+            namespace=model.stamp.namespace(cache_salt),
+            timeline=timeline,
+        )
         for prompt, params in zip(prompts, sampling, strict=True)
         for choice in range(choices)
     ]

@@ -10,17 +10,23 @@ from typing import Any
 from router.api.fields import invalid, shown
 from router.config import RouterConfig
 from router.errors import ApiError
+from router.stamp import Stamp
 from text.chat_template import ChatTemplate
 from text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelText:
-    """What the router knows of the served model: its name and limits, its tokenizer and its chat template."""
+    """What the router knows of the served model: its name and limits, its tokenizer and its chat template.
+
+    A parser gets one with its request's stamp.
+    """
 
     config: RouterConfig
     tokenizer: Tokenizer
     template: ChatTemplate | None
+    stamp: Stamp
+    """Of the request that is parsed; the router's own outside of one."""
 
     def check_name(self, model: str | None) -> None:
         """Raises `ApiError` (404) for another model than the one served."""
