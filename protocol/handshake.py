@@ -22,6 +22,24 @@ class LinkRole(enum.Enum):
     REPLICA = "replica"
 
 
+class PoolShape(msgspec.Struct, frozen=True, array_like=True):
+    """What the bytes of a pool mean: enough to take parts of its pages into a pool of another shape.
+
+    With tensor parallelism each rank has a pool of its own, of `kv_heads` of the model's `total_kv_heads` heads.
+    """
+
+    model: str
+    """Equal for two pools whose KV means the same, token for token."""
+    dtype: str
+    layers: int
+    kv_heads: int
+    page_size: int
+    head_dim: int
+    total_kv_heads: int
+    tp_rank: int = 0
+    tp_size: int = 1
+
+
 class RegionTicket(msgspec.Struct, frozen=True, array_like=True):
     """How a peer reaches a replica's KV pool: one contiguous region of equal pages.
 
@@ -41,6 +59,8 @@ class RegionTicket(msgspec.Struct, frozen=True, array_like=True):
     """0 when the pool is not served over TCP."""
     doors: dict[str, str] = {}
     """Further ways in, by the name of their transport: what its clients need to know, in its own words."""
+    shape: PoolShape | None = None
+    """None when only pools of an equal `layout` can take from this one."""
 
 
 class Challenge(Message, frozen=True, tag="challenge"):
