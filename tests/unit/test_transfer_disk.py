@@ -9,7 +9,8 @@ import threading
 import msgspec
 import numpy as np
 import pytest
-from disk_peer import SpoolingPool, SpoolingProcess
+from disk_peer import SpoolingPool
+from peer_processes import PeerProcess
 from transfer_pools import LAYOUT, WAIT_S, Breaker, FakeClock, Gate, Receiver, closing, open_fds
 
 from transfer.disk.folders import is_spool_name, leftovers, spool_name
@@ -44,10 +45,10 @@ def change(pool, page):
 
 @pytest.mark.parametrize(("source", "target"), [CONTIGUOUS, SCATTERED])
 def test_another_process_pages_arrive_in_their_places_and_nowhere_else(tmp_path, source, target):
-    peer = SpoolingProcess(tmp_path, source, boot=3)
+    peer = PeerProcess(boot=3, transport="disk", folder=tmp_path, offered=source)
     with closing(peer, receiver_in(tmp_path)) as (_, receiver):
         receiver.fetcher.attach(peer.address, peer.ticket)
-        result = receiver.fetch(peer.address, source, target, checksums=peer.checksums)
+        result = receiver.fetch(peer.address, source, target, checksums=peer.checksums(source))
         assert result.ok, result.error
         assert (result.transport, result.bytes) == ("disk", len(source) * 4096)
         for page in range(64):
@@ -66,12 +67,12 @@ def test_any_page_size_works(tmp_path, page_bytes):
 
 
 def test_what_a_peer_wrote_can_be_taken_when_it_is_dead(tmp_path):
-    peer = SpoolingProcess(tmp_path, range(64), boot=3)
+    peer = PeerProcess(boot=3, transport="disk", folder=tmp_path, offered=range(64))
     with closing(peer, receiver_in(tmp_path)) as (_, receiver):
         receiver.fetcher.attach(peer.address, peer.ticket)
-        assert receiver.fetch(peer.address, range(64), range(64), checksums=peer.checksums).ok
+        assert receiver.fetch(peer.address, range(64), range(64), checksums=peer.checksums(range(64))).ok
         peer.kill()
-        assert receiver.fetch(peer.address, [9, 2], [2, 9], checksums=[peer.checksums[9], peer.checksums[2]]).ok
+        assert receiver.fetch(peer.address, [9, 2], [2, 9], checksums=peer.checksums([9, 2])).ok
         assert receiver.page(2) == peer.page(9)
 
 
@@ -216,10 +217,10 @@ def test_more_than_may_wait_is_refused(tmp_path):
 
 def test_a_disk_that_takes_no_more_fails_the_copies_and_nothing_else(tmp_path):
     """A limit on the size of files stands for it: small packs can be written, large ones cannot."""
-    peer = SpoolingProcess(tmp_path, range(20), boot=3, file_limit=8 * 4096)
+    peer = PeerProcess(boot=3, transport="disk", folder=tmp_path, offered=range(20), file_limit=8 * 4096)
     with closing(peer, receiver_in(tmp_path)) as (_, receiver):
         receiver.fetcher.attach(peer.address, peer.ticket)
-        result = receiver.fetch(peer.address, range(20), range(20), checksums=peer.checksums)
+        result = receiver.fetch(peer.address, range(20), range(20), checksums=peer.checksums(range(20)))
         assert result.error == "disk: page 0 was not written: " + Refusal.FAILED.words
         assert not list(peer.folder.glob("*.pages"))
 
@@ -423,10 +424,10 @@ def test_close_leaves_neither_thread_nor_file(tmp_path):
 
 
 def test_a_dead_peers_folder_is_removed_by_its_age(pool, tmp_path):
-    peer = SpoolingProcess(tmp_path, [1, 2], boot=3)
+    peer = PeerProcess(boot=3, transport="disk", folder=tmp_path, offered=[1, 2])
     with closing(peer, receiver_in(tmp_path)) as (_, receiver):
         receiver.fetcher.attach(peer.address, peer.ticket)
-        assert receiver.fetch(peer.address, [1, 2], [1, 2], checksums=peer.checksums).ok
+        assert receiver.fetch(peer.address, [1, 2], [1, 2], checksums=peer.checksums([1, 2])).ok
     assert peer.folder.is_dir()  # it was killed
     assert receiver.answers == 1
     life = (pool.folder / "index").stat().st_mtime

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from peer_processes import PeerProcess
 from transfer_pools import (
     SECRET,
     WAIT_S,
     Breaker,
     FakeClock,
     Gate,
-    PeerProcess,
     Receiver,
     ServedPool,
     closing,
@@ -270,7 +270,8 @@ def test_a_killed_receiver_takes_its_helper_along_and_frees_the_senders():
 _TAKE_ONE = """
 import sys
 import msgspec
-from transfer_pools import PeerAddress, Receiver, RegionTicket, TransferTimings
+from transfer_pools import PeerAddress, Receiver, TransferTimings
+from protocol.handshake import RegionTicket
 receiver = Receiver(transport="gloo", timings=TransferTimings(patience_s=120))
 peer = PeerAddress("replica-10", 10, "127.0.0.1", 1)
 receiver.fetcher.attach(peer, msgspec.json.decode(sys.argv[1], type=RegionTicket))

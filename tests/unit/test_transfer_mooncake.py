@@ -16,7 +16,8 @@ import threading
 import msgspec
 import pytest
 from mooncake_library import needs_library
-from transfer_pools import WAIT_S, Breaker, Gate, PeerProcess, Receiver, ServedPool, closing, open_fds
+from peer_processes import PeerProcess
+from transfer_pools import WAIT_S, Breaker, Gate, Receiver, ServedPool, closing, open_fds
 
 from transfer.mooncake.messages import DoorAddress
 from transfer.mooncake.transport import MooncakeTransport

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from transfer_pools import FakeClock, Gate, PeerProcess, Receiver, ServedPool, closing, open_fds
+from peer_processes import PeerProcess
+from transfer_pools import FakeClock, Gate, Receiver, ServedPool, closing, open_fds
 
 from transfer.transport import TransferTimings
 

@@ -1,4 +1,4 @@
-"""Pools, peers, clocks and faults for the tests of transfer/; run as a program it is a peer in a process of its own.
+"""Pools, clocks and faults for the tests of transfer/.
 
 A pool's pages are filled from its boot number, so that a page of another life, place or peer is never mistaken for the
 right one.
@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
-from protocol.handshake import RegionTicket
 from protocol.rooms import PeerAddress
 from transfer.checksum import page_checksums
 from transfer.choice import TransportName
@@ -66,6 +61,7 @@ class ServedPool:
         timings: TransferTimings | None = None,
         clock: Callable[[], float] | None = None,
         transport: TransportName = "auto",
+        folder: Path | None = None,
     ) -> None:
         self.page_bytes = page_bytes
         self.memory = SharedMemory(page_bytes * num_pages)
@@ -82,6 +78,7 @@ class ServedPool:
                 secret=secret,
                 host="127.0.0.1",
                 bind_host="127.0.0.1",
+                folder=folder,
             ),
         )
         self.server = PageServer(
@@ -220,50 +217,6 @@ class Breaker:
             landed[0] ^= 1
 
 
-class PeerProcess:
-    """A peer in a process of its own, which ends with this one at the latest."""
-
-    def __init__(
-        self, *, boot: int, page_bytes: int = 4096, num_pages: int = 64, transport: TransportName = "auto"
-    ) -> None:
-        root = Path(__file__).parents[2]
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, str(boot), str(page_bytes), str(num_pages), transport],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(root)},
-        )
-        assert self._process.stdout is not None
-        self.ticket = msgspec.json.decode(self._process.stdout.readline(), type=RegionTicket)
-        self.address = PeerAddress(f"replica-{boot}", boot, "127.0.0.1", 1)
-        self.content = pattern(boot, page_bytes * num_pages).reshape(num_pages, page_bytes)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def page(self, page: int) -> bytes:
-        return self.content[page].tobytes()
-
-    def stop(self) -> None:
-        """SIGSTOP, and wait until it has taken effect."""
-        os.kill(self._process.pid, signal.SIGSTOP)
-        os.waitpid(self._process.pid, os.WUNTRACED)
-
-    def resume(self) -> None:
-        os.kill(self._process.pid, signal.SIGCONT)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait(WAIT_S)
-
-    def close(self) -> None:
-        self.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-
 @contextlib.contextmanager
 def closing(*things) -> Iterator[tuple]:
     """`close` all of them at the end, the last first."""
@@ -280,15 +233,3 @@ def open_fds() -> dict[str, str]:
         with contextlib.suppress(OSError):
             found[fd] = os.readlink(f"/proc/self/fd/{fd}")
     return found
-
-
-def main() -> None:
-    boot, page_bytes, num_pages = map(int, sys.argv[1:4])
-    with closing(ServedPool(boot=boot, page_bytes=page_bytes, num_pages=num_pages, transport=sys.argv[4])) as (pool,):
-        sys.stdout.buffer.write(msgspec.json.encode(pool.ticket) + b"\n")
-        sys.stdout.flush()
-        sys.stdin.read()
-
-
-if __name__ == "__main__":
-    main()
