@@ -1,15 +1,16 @@
 """Copies lists of byte spans from one memory into another without a Python step per span.
 
 Use: make a `SpanCopier` once (it loads, or on a machine's first start compiles, a small library); describe what is to
-be moved as `Spans`; give it to `SpanCopier.copy` piece by piece:
+be moved as `Spans`; copy it piece by piece:
 
     spans = Spans.of_pages(job.source_pages, job.target_pages, page_bytes)     # or Spans.of(sources, targets, lengths)
-    for piece in spans.cut(4 << 20):
+    run = copier.begin(target, source, spans, streaming=...)
+    while run.left:
         if stop_requested: ...
-        copier.copy(target, source, piece, streaming=...)
+        moved = run.advance(4 << 20)
 
-Other Python threads run while `copy` copies. A call cannot be ended before its end: a few megabytes, well under a
-millisecond, are a good size, and the caller decides between two of them whether to go on. Spans may have any offset and
+Other Python threads run while `advance` copies. It cannot be ended before its end: a few megabytes, well under a
+millisecond, are a good size, and the caller decides between two calls whether to go on. Spans may have any offset and
 length; they are quickest where target and length are multiples of 64 bytes. Where no compiler is, the same is done span
 by span in Python: slower for small spans, equal for large ones.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,42 +54,64 @@ class Spans:
 
     @staticmethod
     def of_pages(source_pages: Sequence[int], target_pages: Sequence[int], page_bytes: int) -> Spans:
-        """One span per page, in the order of the lists."""
+        """One span per page, in the order of the lists. Raises `ValueError` for lists of unequal length."""
         sources = np.asarray(source_pages, dtype=np.int64) * page_bytes
         targets = np.asarray(target_pages, dtype=np.int64) * page_bytes
         if len(sources) != len(targets):
             raise ValueError(f"{len(sources)} source pages for {len(targets)} target pages")
         return Spans(sources=sources, targets=targets, lengths=np.full(len(sources), page_bytes, dtype=np.int64))
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
     @property
     def nbytes(self) -> int:
         return int(self.lengths.sum())
 
-    def cut(self, max_bytes: int) -> Iterator[Spans]:
-        """All of it in pieces of `max_bytes` bytes, the last one shorter; spans are cut in two where they must be."""
-        ends = np.cumsum(self.lengths)
-        total = int(ends[-1]) if len(ends) else 0
-        if total <= max_bytes:
-            yield from [self] if total else []
-            return
-        for start in range(0, total, max_bytes):
-            stop = min(start + max_bytes, total)
-            first = int(np.searchsorted(ends, start, side="right"))
-            beyond = int(np.searchsorted(ends, stop, side="left")) + 1
-            piece = Spans(
-                sources=self.sources[first:beyond].copy(),
-                targets=self.targets[first:beyond].copy(),
-                lengths=self.lengths[first:beyond].copy(),
+
+class SpanRun:
+    """`spans` on their way, made by `SpanCopier.begin`. Refers to both memories until it goes; one thread at a time."""
+
+    def __init__(
+        self, library: ctypes.CDLL | None, target: Bytes, source: Bytes, spans: Spans, *, streaming: bool
+    ) -> None:
+        assert target.flags.writeable
+        assert target.flags.c_contiguous
+        assert source.flags.c_contiguous
+        self.left = spans.nbytes
+        """Bytes not copied yet."""
+        self._memories = (target, source)
+        self._spans = spans
+        self._place = (_I64 * 2)()  # the next span, and the next byte in it
+        self._native = None if library is None else library.pd_copy_spans
+        tables = [array.ctypes.data for array in (spans.targets, spans.sources, spans.lengths)]
+        count = len(spans.lengths)
+        wrong = _first_outside(library, target.nbytes, source.nbytes, spans, tables)
+        if wrong >= 0:
+            raise ValueError(
+                f"span {wrong}, {spans.lengths[wrong]} bytes from {spans.sources[wrong]} to {spans.targets[wrong]}, "
+                f"is not inside a source of {source.nbytes} and a target of {target.nbytes} bytes"
             )
-            skipped = start - int(ends[first] - self.lengths[first])
-            piece.sources[0] += skipped
-            piece.targets[0] += skipped
-            piece.lengths[0] -= skipped
-            piece.lengths[-1] -= int(ends[beyond - 1]) - stop
-            yield piece
+        self._arguments = (target.ctypes.data, source.ctypes.data, *tables, count, self._place, streaming)
+
+    def advance(self, max_bytes: int) -> int:
+        """Copy the next `max_bytes` bytes, in the order of the spans, or what is left; how many that were."""
+        if self._native is not None:
+            moved = int(self._native(*self._arguments, max_bytes))
+        else:
+            moved = self._advance_in_python(max_bytes)
+        self.left -= moved
+        return moved
+
+    def _advance_in_python(self, max_bytes: int) -> int:
+        (target, source), spans, room = self._memories, self._spans, max_bytes
+        index, at = self._place
+        while index < len(spans.lengths) and room > 0:
+            start, to = int(spans.sources[index]) + at, int(spans.targets[index]) + at
+            count = min(int(spans.lengths[index]) - at, room)
+            target[to : to + count] = source[start : start + count]
+            room, at = room - count, at + count
+            if at == spans.lengths[index]:
+                index, at = index + 1, 0
+        self._place[0], self._place[1] = index, at
+        return max_bytes - room
 
 
 class SpanCopier:
@@ -102,52 +125,39 @@ class SpanCopier:
             except NativeUnavailable as error:
                 logger.warning("spans are copied by Python, which is slower for small ones: %s", error)
         if self._library is not None:
-            self._library.pd_copy_spans.argtypes = (_PTR, _I64, _PTR, _I64, _PTR, _PTR, _PTR, _I64, ctypes.c_int)
+            tables = (_PTR, _PTR, _PTR, _I64)
+            self._library.pd_check_spans.argtypes = (_I64, _I64, *tables)
+            self._library.pd_check_spans.restype = _I64
+            self._library.pd_copy_spans.argtypes = (_PTR, _PTR, *tables, _PTR, ctypes.c_int, _I64)
             self._library.pd_copy_spans.restype = _I64
 
     @property
     def is_native(self) -> bool:
         return self._library is not None
 
-    def copy(self, target: Bytes, source: Bytes, spans: Spans, *, streaming: bool) -> None:
-        """Copy all of `spans`, in no particular order; the memories do not overlap.
+    def begin(self, target: Bytes, source: Bytes, spans: Spans, *, streaming: bool) -> SpanRun:
+        """Make ready to copy `spans`; the memories do not overlap.
 
-        `streaming` writes past the caches, which is twice as quick for much data that nobody reads soon; without it the
-        bytes are in the cache afterwards, for instance to be hashed. Raises `ValueError` for a span that is not inside
-        both memories, before anything is copied.
+        `streaming` writes past the caches, which is up to twice as quick for much data that nobody reads soon; without
+        it the bytes are in the cache afterwards, for instance to be hashed. Raises `ValueError` for a span that is not
+        inside both memories.
         """
-        if self._library is None:
-            _copy_in_python(target, source, spans)
-            return
-        assert target.flags.writeable
-        assert target.flags.c_contiguous
-        assert source.flags.c_contiguous
-        wrong = self._library.pd_copy_spans(
-            target.ctypes.data,
-            target.nbytes,
-            source.ctypes.data,
-            source.nbytes,
-            spans.targets.ctypes.data,
-            spans.sources.ctypes.data,
-            spans.lengths.ctypes.data,
-            len(spans),
-            streaming,
-        )
-        if wrong >= 0:
-            raise _outside(target, source, spans, wrong)
+        return SpanRun(self._library, target, source, spans, streaming=streaming)
+
+    def copy(self, target: Bytes, source: Bytes, spans: Spans, *, streaming: bool) -> None:
+        """Copy all of `spans` at once."""
+        run = self.begin(target, source, spans, streaming=streaming)
+        run.advance(run.left)
 
 
-def _copy_in_python(target: Bytes, source: Bytes, spans: Spans) -> None:
-    listed = list(zip(spans.targets.tolist(), spans.sources.tolist(), spans.lengths.tolist(), strict=True))
-    for index, (to, start, length) in enumerate(listed):
-        if min(to, start, length) < 0 or to + length > target.nbytes or start + length > source.nbytes:
-            raise _outside(target, source, spans, index)
-    for to, start, length in listed:
-        target[to : to + length] = source[start : start + length]
-
-
-def _outside(target: Bytes, source: Bytes, spans: Spans, index: int) -> ValueError:
-    return ValueError(
-        f"span {index}, {spans.lengths[index]} bytes from {spans.sources[index]} to {spans.targets[index]}, is not "
-        f"inside a source of {source.nbytes} and a target of {target.nbytes} bytes"
-    )
+def _first_outside(
+    library: ctypes.CDLL | None, target_bytes: int, source_bytes: int, spans: Spans, tables: list[int]
+) -> int:
+    """The first span that is not inside both memories; -1 when there is none."""
+    if library is not None:
+        return int(library.pd_check_spans(target_bytes, source_bytes, *tables, len(spans.lengths)))
+    columns = (spans.targets.tolist(), spans.sources.tolist(), spans.lengths.tolist())
+    for index, (to, start, length) in enumerate(zip(*columns, strict=True)):
+        if min(to, start, length) < 0 or to + length > target_bytes or start + length > source_bytes:
+            return index
+    return -1
