@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from cluster.config import ClusterConfig
 from cluster.config_file import BadConfigFile, ServeApplication
 from cluster.ingress import BadEnvFile, haproxy_runs, ingress_mode, own_ports_and_paths, read_env_file
+from cluster.late_dashboard import LateDashboard
 from cluster.model_folder import EMBEDDED, NoModel, embedded_model_is_ready, model_folder
 from cluster.placement import shortfalls
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG = 1
 _READY_TIMEOUT_S = 300.0
+_DASHBOARD_TIMEOUT_S = 60.0
 _OBJECT_STORE_BYTES = 100 << 20  # KV never goes through Ray
 
 
@@ -92,14 +94,17 @@ def _start(application: ServeApplication, options: argparse.Namespace, progress:
 
     importing = threading.Thread(target=importlib.import_module, args=("cluster.app",), daemon=True)
     importing.start()  # Serve, too: a second's work, while Ray's processes come up
-    context = ray.init(
-        address="local",
-        namespace="serve",
-        object_store_memory=_OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level="WARNING",
-        _temp_dir=str(options.folder),
-    )
+    dashboard = LateDashboard()
+    with dashboard.held_back():
+        context = ray.init(
+            address="local",
+            namespace="serve",
+            object_store_memory=_OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level="WARNING",
+            _temp_dir=str(options.folder),
+        )
+    dashboard.start(context.dashboard_url)
     signal.signal(signal.SIGTERM, _request_stop)  # until here Ray has a handler of its own, which exits
     if fetching is not None and fetching.wait() != 0:
         raise StartFailed("the embedded model could not be fetched; the reason stands above")
@@ -119,7 +124,8 @@ def _start(application: ServeApplication, options: argparse.Namespace, progress:
     url = f"http://{_reachable(application.host)}:{application.port}"
     _wait_until_healthy(url)
     progress("ready")
-    _print_usage(url, context.address_info["gcs_address"], context.dashboard_url)
+    _print_usage(url)
+    _print_tools(context.address_info["gcs_address"], dashboard.url(timeout_s=_DASHBOARD_TIMEOUT_S))
 
 
 def _set_environment(env_file: Path, folder: Path) -> None:
@@ -230,17 +236,33 @@ def _reachable(host: str) -> str:
     return "127.0.0.1" if host in ("0.0.0.0", "::") else host
 
 
-def _print_usage(url: str, ray_address: str, dashboard: str) -> None:
+def _print_usage(url: str) -> None:
     body = '{"messages": [{"role": "user", "content": "What is the capital of France?"}], "stream": true}'
-    environment = {"RAY_ADDRESS": ray_address}
-    environment |= {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
     print(
         f"""
   OpenAI API   {url}/v1
-  dashboard    http://{dashboard}  (it asks for the token in {os.environ["RAY_AUTH_TOKEN_PATH"]})
-  Ray          {" ".join(f"{name}={value}" for name, value in environment.items())}
 
   curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
+""",
+        flush=True,
+    )
+
+
+def _print_tools(ray_address: str, dashboard: str | None) -> None:
+    token = os.environ["RAY_AUTH_TOKEN_PATH"]
+    environment = {
+        "RAY_ADDRESS": ray_address,
+        "RAY_AUTH_MODE": os.environ["RAY_AUTH_MODE"],
+        "RAY_AUTH_TOKEN_PATH": token,
+    }
+    at = (
+        "did not start; its logs say why"
+        if dashboard is None
+        else f"http://{dashboard}  (it asks for the token in {token})"
+    )
+    print(
+        f"""  dashboard    {at}
+  Ray          {" ".join(f"{name}={value}" for name, value in environment.items())}
 
 Ctrl-C stops everything.
 """,
