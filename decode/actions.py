@@ -32,10 +32,12 @@ from protocol.rooms import (
     OpenDecode,
     OpenGenerate,
     PeerAddress,
+    PromptScores,
     Reservation,
     Room,
     RoomFailed,
 )
+from protocol.scoring import PositionScores
 from protocol.timers import Timers
 from transfer.jobs import FetchJob, FetchResult
 
@@ -129,6 +131,12 @@ class DecodeActions:
             self.timelines.token(record)
         self._ports.emit(record.router, token_event(record.output, record.room))
 
+    def tell_scores(self, record: DecodeRoom, scores: PositionScores) -> None:
+        """The next scores of the room's prompt, which is computed here, go to its router."""
+        assert record.request.scoring is not None
+        for piece in scores.pieces(record.request.scoring):
+            self._ports.send(record.router, PromptScores(record.room, piece))
+
     def report(self, stage: DecodeStage, seconds: float) -> None:
         """A stage is over."""
         if self._ports.observe is not None:
@@ -151,6 +159,7 @@ class DecodeActions:
         opening, now = cause.message, self._ports.clock()
         assert isinstance(opening, OpenDecode | OpenGenerate)
         room, job = opening.room, opening.job
+        receives = isinstance(opening, OpenDecode)  # then prefill scores the prompt
         request = Request(
             key=room,
             prompt=job.prompt,
@@ -159,8 +168,8 @@ class DecodeActions:
             logged=job.logged,
             namespace=job.namespace,
             arrival=now,
+            scoring=None if receives else job.scoring,
         )
-        receives = isinstance(opening, OpenDecode)
         self.rooms[room] = DecodeRoom(
             room=room,
             router=cause.link,

@@ -182,6 +182,10 @@ class DecodeHalf:
     def after_step(self, output: StepOutput) -> None:
         """Pass on what the engine did. Requests that are not this half's are left alone."""
         self._actions.timelines.stepped()
+        for request, scores in output.scores:
+            record = self._record_of(request)
+            if record is not None:
+                self._actions.tell_scores(record, scores)
         for token in output.tokens:
             record = self._record_of(token.request)
             if record is None:

@@ -52,8 +52,8 @@ class Piece(msgspec.Struct, frozen=True):
     """`[>= ceil(end / page_size)]`: the pages of the sequence in order."""
     start: int
     end: int
-    wants_logits: bool
-    """Whether the logits after token `end - 1` are needed."""
+    num_logits: int
+    """After how many of its last tokens the logits are needed."""
 
 
 def pack_batch(pieces: Sequence[Piece], *, page_size: int) -> Batch:
@@ -82,7 +82,8 @@ def pack_batch(pieces: Sequence[Piece], *, page_size: int) -> Batch:
     positions = np.arange(token_ids.shape[0]) + (starts - query_start[:-1])[sequence_of]
     page_index = positions // page_size
     slots = page_table[sequence_of, page_index].astype(np.int64) * page_size + (positions - page_index * page_size)
-    wanted = np.fromiter((piece.wants_logits for piece in pieces), np.bool_, num_seqs)
+    wanted = np.fromiter((piece.num_logits for piece in pieces), np.int64, num_seqs)
+    rows_until = np.cumsum(wanted)
     return Batch(
         token_ids=torch.from_numpy(token_ids),
         positions=torch.from_numpy(positions),
@@ -90,5 +91,5 @@ def pack_batch(pieces: Sequence[Piece], *, page_size: int) -> Batch:
         query_start=torch.from_numpy(query_start.astype(np.int32)),
         kv_lens=torch.from_numpy(ends.astype(np.int32)),
         page_table=torch.from_numpy(page_table),
-        logit_rows=torch.from_numpy(query_start[1:][wanted] - 1),
+        logit_rows=torch.from_numpy(np.repeat(query_start[1:] - rows_until, wanted) + np.arange(rows_until[-1])),
     )

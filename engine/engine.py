@@ -32,6 +32,7 @@ from engine.page_allocator import PageState
 from engine.request import Request, RequestStatus
 from engine.sampling import LogitsError, Sampled
 from engine.scheduler import Scheduled, Scheduler
+from engine.scoring import PromptLogitsError, Scored, max_scored_tokens, score_prompts
 from engine.stopping import StopTextFactory
 from protocol.rooms import Load
 
@@ -72,7 +73,12 @@ class Engine:
             num_pages=config.num_pages, page_size=config.page_size, enable_prefix_cache=config.enable_prefix_cache
         )
         self.counters = EngineCounters()
-        self._scheduler = Scheduler(config=config, memory=self._memory, counters=self.counters)
+        self._scheduler = Scheduler(
+            config=config,
+            memory=self._memory,
+            counters=self.counters,
+            max_scored_tokens=max_scored_tokens(model.config.vocab_size),
+        )
         self._requests: dict[Hashable, Request] = {}
         self._registrations = 0
         self._stalled = False
@@ -172,13 +178,16 @@ class Engine:
         self._stalled = not work
         if not work:
             return output
-        sampling = [item.request for item in work if item.request.num_computed + item.count == item.request.num_tokens]
+        sampling = [item.request for item in work if item.finishes]
         try:
-            sampled = self._run(work, sampling)
+            sampled, scored = self._run(work, sampling)
         except LogitsError as error:
             # Nothing was taken from this batch, so the next step computes the other requests' part of it again.
             for row in error.rows:
                 self._fail(sampling[row], "the model gave no finite logits for this request", output)
+            return output
+        except PromptLogitsError as error:
+            self._fail(error.request, "the model gave no finite logits within the prompt of this request", output)
             return output
         except Exception as error:
             _LOG.exception("a batch of %d requests failed", len(work))
@@ -193,26 +202,32 @@ class Engine:
                 output.progress.append((item.request, item.request.num_computed))
             elif item.count > 1 and item.request.num_computed == item.request.num_tokens:
                 self._memory.publish(item.request)
+        for request, scores in scored:
+            request.next_score += len(scores.logprobs)
+        output.scores.extend(scored)
         for request, result in zip(sampling, sampled, strict=True):
             self._take(request, result, output)
         return output
 
-    def _run(self, work: Sequence[Scheduled], sampling: Sequence[Request]) -> list[Sampled]:
+    def _run(self, work: Sequence[Scheduled], sampling: Sequence[Request]) -> tuple[list[Sampled], list[Scored]]:
         pieces = [
             Piece(
                 item.request.tokens,
                 item.request.table.ids,
                 item.request.num_computed,
                 item.request.num_computed + item.count,
-                item.request.num_computed + item.count == item.request.num_tokens,
+                item.scored + item.finishes,
             )
             for item in work
         ]
         batch = pack_batch(pieces, page_size=self.config.page_size)
         logits = self._model.forward(batch, self.pool)
+        scored: list[Scored] = []
+        if any(item.scored for item in work):
+            scored, logits = score_prompts(self._sampler, work, logits)
         if not sampling:
-            return []
-        return self._sampler.sample(logits, [self._generations.row(request) for request in sampling])
+            return [], scored
+        return self._sampler.sample(logits, [self._generations.row(request) for request in sampling]), scored
 
     def _take(self, request: Request, sampled: Sampled, output: StepOutput) -> None:
         """Add a sampled token to its request and move the request on."""
@@ -229,7 +244,17 @@ class Engine:
         request.num_outputs += 1
         self.counters.generated_tokens += 1
         output.tokens.append(
-            TokenOutput(request, position, sampled.token, sampled.logprob, sampled.top, finish, matched, cached)
+            TokenOutput(
+                request,
+                position,
+                sampled.token,
+                sampled.logprob,
+                sampled.top,
+                finish,
+                matched,
+                cached,
+                sampled.named,
+            )
         )
         if finish is not None:
             self._scheduler.remove(request)

@@ -20,4 +20,5 @@ def token_event(output: TokenOutput, room: Room) -> TokenEvent:
         finish=output.finish,
         matched=output.matched,
         cached_tokens=output.cached_tokens,
+        named=output.named,
     )

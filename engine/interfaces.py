@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from engine.batch import Batch
 from engine.kv_spec import KVPool
-from engine.sampling import Sampled, SampleRow
+from engine.sampling import RowScores, Sampled, SampleRow
 
 
 class ModelLimits(Protocol):
@@ -39,4 +41,9 @@ class TokenSampler(Protocol):
     """Logits to tokens. `engine.sampling.LogitsError` names rows from which none can be chosen."""
 
     def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
-        """One token for each row of `logits` float32 `[rows, vocab]`."""
+        """One token for each row of `logits` float32 `[rows, vocab]`, which are scratch afterwards."""
+
+    def score(
+        self, logits: torch.Tensor, tokens: npt.NDArray[np.int64], *, top: int, named: Sequence[int], ranks: bool
+    ) -> RowScores:
+        """Log-probabilities of `tokens[i]` and others in row `i` of `logits`, which stay as they are."""

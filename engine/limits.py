@@ -39,7 +39,8 @@ def sequence_limit(request: Request, *, max_context: int, has_text: bool) -> int
 
 
 def check_vocabulary(request: Request, *, vocab_size: int) -> None:
-    """Raises ValueError for a token id that the model has no row for: in the tokens, the biases or the stop tokens."""
+    """Raises ValueError for a token id that the model has no row for: in the tokens, the biases, the stop tokens, or
+    among those whose log-probabilities are asked for."""
     sampling = request.sampling
     tokens = request.tokens
     named = {"token": (int(tokens.min()), int(tokens.max()))}
@@ -47,6 +48,9 @@ def check_vocabulary(request: Request, *, vocab_size: int) -> None:
         named["logit_bias token"] = (min(sampling.logit_bias), max(sampling.logit_bias))
     if sampling.stop_token_ids:
         named["stop token"] = (min(sampling.stop_token_ids), max(sampling.stop_token_ids))
+    described = (*sampling.logprob_tokens, *(request.scoring.tokens if request.scoring is not None else ()))
+    if described:
+        named["token to tell the logprob of"] = (min(described), max(described))
     for what, (lowest, highest) in named.items():
         wrong = lowest if lowest < 0 else highest
         if not 0 <= wrong < vocab_size:

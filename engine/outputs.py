@@ -9,6 +9,7 @@ import msgspec
 
 from engine.request import Request
 from protocol.sampling import FinishReason
+from protocol.scoring import PositionScores
 
 
 class TokenOutput(msgspec.Struct, frozen=True):
@@ -27,6 +28,8 @@ class TokenOutput(msgspec.Struct, frozen=True):
     """The stop string or stop token that ended the sequence."""
     cached_tokens: int | None
     """Prompt tokens found in the prefix cache; on the first token this engine reports of a request, else None."""
+    named: list[float] | None
+    """Logprobs of the tokens that the request names, if it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,5 +40,7 @@ class StepOutput:
     progress: list[tuple[Request, int]] = field(default_factory=list)
     """(request, tokens computed) of each retained request whose KV grew, in this step: complete pages among the first
     that many tokens can be offered to the peer."""
+    scores: list[tuple[Request, PositionScores]] = field(default_factory=list)
+    """The next scores of prompts that want any; a prompt's are complete before its first token."""
     failed: list[tuple[Request, str]] = field(default_factory=list)
     """(request, why) of each request this step ended by an error; it holds nothing any more."""

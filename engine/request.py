@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from engine.page_table import PageTable
 from protocol.sampling import SamplingParams
+from protocol.scoring import Scoring
 
 
 class RequestStatus(enum.Enum):
@@ -53,8 +54,8 @@ class Request:
 
     `key` names the request in its engine. `logged` are tokens generated elsewhere before; generation goes on after
     them. With `retain` the request is prefill-only: after its first token its pages are kept until `Engine.release`.
-    `arrival` orders requests by age, in any unit that grows; equal ones go by order of registration. Raises ValueError
-    for an empty prompt.
+    With `scoring` the prompt's tokens are scored as they are computed. `arrival` orders requests by age, in any unit
+    that grows; equal ones go by order of registration. Raises ValueError for an empty prompt.
     """
 
     def __init__(
@@ -68,9 +69,12 @@ class Request:
         namespace: str = "",
         retain: bool = False,
         arrival: float = 0.0,
+        scoring: Scoring | None = None,
     ) -> None:
         if not prompt:
             raise ValueError("the prompt is empty; at least one token is needed to generate from")
+        if scoring is not None and logged:
+            raise ValueError("a prompt after which tokens are logged has been scored before; leave scoring out")
         self.key = key
         self.sampling = sampling
         self.choice = choice
@@ -79,6 +83,9 @@ class Request:
         self.arrival = arrival
         self.num_prompt_tokens = len(prompt)
         """Tokens of the prompt proper, `logged` not included."""
+        self.scoring = scoring
+        self.next_score = len(prompt) if scoring is None else min(scoring.start, len(prompt))
+        """Position of the next token to be scored; the prompt's length when none is left."""
         self.num_tokens = len(prompt) + len(logged)
         """All tokens known: prompt, logged and generated."""
         self._buffer = np.empty(self.num_tokens + 32, np.int64)
@@ -122,6 +129,19 @@ class Request:
     def tokens(self) -> npt.NDArray[np.int64]:
         """int64 `[num_tokens]`, a view: prompt, logged, generated."""
         return self._buffer[: self.num_tokens]
+
+    @property
+    def num_reusable(self) -> int:
+        """Leading tokens whose KV may come from the prefix cache: a scored token needs the logits before it, and the
+        next one those of the last."""
+        if self.next_score < self.num_prompt_tokens:
+            return self.next_score - 1
+        return self.num_tokens - 1
+
+    def num_scored(self, count: int) -> int:
+        """Prompt tokens that the logits of the next `count` tokens to be computed score."""
+        computed = min(self.num_computed + count, self.num_prompt_tokens - 1)
+        return max(0, computed - (self.next_score - 1))
 
     @property
     def num_generated(self) -> int:

@@ -32,12 +32,22 @@ class Scheduled(msgspec.Struct, frozen=True):
 
     request: Request
     count: int
+    scored: int = 0
+    """Prompt tokens that are scored by the way."""
+
+    @property
+    def finishes(self) -> bool:
+        """Whether all of the request's tokens are computed then, so that the next one can be sampled."""
+        return self.request.num_computed + self.count == self.request.num_tokens
 
 
 class Scheduler:
     """The waiting, reserved and running requests of one engine. Deterministic; reads no clock."""
 
-    def __init__(self, *, config: EngineConfig, memory: KVManager, counters: EngineCounters) -> None:
+    def __init__(
+        self, *, config: EngineConfig, memory: KVManager, counters: EngineCounters, max_scored_tokens: int
+    ) -> None:
+        """A step scores at most `max_scored_tokens`, or those of a page: each is a row of logits."""
         self.waiting: list[Request] = []
         """Oldest first."""
         self.running: list[Request] = []
@@ -47,6 +57,9 @@ class Scheduler:
         self._config = config
         self._memory = memory
         self._counters = counters
+        self._max_scored = max(max_scored_tokens, config.page_size)
+        self._may_score = 0
+        """Tokens that this step can still score."""
         self._growth_of_others: int | None = None
         """`_headroom_of_others`, kept for a row of reservations; None when it may have changed."""
 
@@ -105,6 +118,7 @@ class Scheduler:
     def schedule(self) -> list[Scheduled]:
         """The next step's work; every request in it has pages for what it computes. Empty when nothing can go on."""
         self._growth_of_others = None
+        self._may_score = self._max_scored
         scheduled = self._generating()
         left = max(self._config.chunked_prefill_size - len(scheduled), self._config.page_size)
         for request in self.running:
@@ -142,11 +156,15 @@ class Scheduler:
     def _take_chunk(self, request: Request, remaining: int, left: int, scheduled: list[Scheduled]) -> int:
         """Schedule as much of a prompt as `left` allows, in whole pages unless it is the end; returns how much."""
         count = min(remaining, left)
+        if request.next_score < request.num_prompt_tokens:
+            count = min(count, request.next_score - 1 - request.num_computed + self._may_score)
         if count < remaining:
             page_size = self._config.page_size
             count = (request.num_computed + count) // page_size * page_size - request.num_computed
         if count > 0:
-            scheduled.append(Scheduled(request, count))
+            scored = request.num_scored(count)
+            scheduled.append(Scheduled(request, count, scored))
+            self._may_score -= scored
             return count
         return 0
 
@@ -159,7 +177,7 @@ class Scheduler:
         for request in self.waiting.copy():
             if not self._has_place() or left < min(self._config.page_size, request.num_tokens):
                 break
-            match = self._find_room(request, headroom, max_tokens=request.num_tokens - 1)
+            match = self._find_room(request, headroom, max_tokens=request.num_reusable)
             if match is None:
                 if self._is_aged(request):
                     break

@@ -28,11 +28,13 @@ from protocol.rooms import (
     Message,
     OpenPrefill,
     Phases,
+    PromptScores,
     Reservation,
     Room,
     RoomFailed,
     TokenEvent,
 )
+from protocol.scoring import PositionScores
 from protocol.timers import Timers
 
 
@@ -160,6 +162,7 @@ class PrefillActions:
             namespace=job.namespace,
             retain=True,
             arrival=now,
+            scoring=job.scoring,
         )
         record = PrefillRoom(
             room=room,
@@ -266,6 +269,12 @@ class PrefillActions:
         phases = record.timeline.take() if record.timeline is not None else []
         if phases:
             self._ports.send(record.router, Phases(record.room, phases))
+
+    def tell_scores(self, record: PrefillRoom, scores: PositionScores) -> None:
+        """The next scores of the room's prompt go to its router."""
+        assert record.request.scoring is not None
+        for piece in scores.pieces(record.request.scoring):
+            self._ports.send(record.router, PromptScores(record.room, piece))
 
     def _tell_decode(self, cause: Cause) -> None:
         """Without a join there is nobody to tell: the tombstone answers it when it comes."""

@@ -162,6 +162,10 @@ class PrefillHalf:
             record = self._record_of(request)
             if record is not None and record.timeline is not None:
                 record.timeline.stepped(self._ticked_at)
+        for request, scores in output.scores:
+            record = self._record_of(request)
+            if record is not None:
+                self._actions.tell_scores(record, scores)
         for token in output.tokens:
             record = self._record_of(token.request)
             if record is not None:

@@ -24,6 +24,7 @@ from protocol.rooms import (
     OpenGenerate,
     OpenPrefill,
     Phases,
+    PromptScores,
     Reservation,
     RoomFailed,
     StepFrame,
@@ -44,6 +45,7 @@ AnyMessage = (
     | Delivered
     | StepFrame
     | Phases
+    | PromptScores
     | RoomFailed
     | Hello
     | Challenge

@@ -13,8 +13,9 @@ import msgspec
 
 from protocol.phases import Phase
 from protocol.sampling import FinishReason, SamplingParams
+from protocol.scoring import PositionScores, Scoring
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 """Token ids, positions, page numbers and numbers of pages: what is outside is no message."""
@@ -54,6 +55,8 @@ class Job(msgspec.Struct, frozen=True, array_like=True):
     """Prefix-cache namespace: nothing is shared between two of them."""
     timeline: bool = False
     """Whether the halves are to tell the router their `Phases`."""
+    scoring: Scoring | None = None
+    """Which of the prompt's tokens are to be scored: by whoever computes the prompt, before its first token."""
 
 
 # ---- router -> replica: opening rooms -------------------------------------------------------------------------
@@ -189,6 +192,8 @@ class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
     """The stop string or stop token id that ended the sequence."""
     cached_tokens: int | None = None
     """On the first event of a half: prompt tokens found in that replica's prefix cache."""
+    named: list[float] | None = None
+    """The logprobs of `SamplingParams.logprob_tokens` in this token's place."""
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True):
@@ -219,6 +224,16 @@ class Phases(Message, frozen=True, tag="phases"):
 
     room: Room
     phases: list[Phase]
+
+
+class PromptScores(Message, frozen=True, tag="scores"):
+    """Replica -> router: the next scores of the prompt, in order of position and as they are computed.
+
+    Those of a room all come before its first token, over the same link.
+    """
+
+    room: Room
+    scores: PositionScores
 
 
 class FailureCode(enum.Enum):
@@ -259,6 +274,6 @@ class RoomFailed(Message, frozen=True, tag="failed"):
 
 
 RouterToReplica = OpenPrefill | OpenDecode | OpenGenerate | Abort
-ReplicaToRouter = StepFrame | Phases | RoomFailed | Closed
+ReplicaToRouter = StepFrame | Phases | PromptScores | RoomFailed | Closed
 DecodeToPrefill = Join | Reservation | Delivered | Abort | Closed
 PrefillToDecode = Offer | Handoff | Abort | Closed

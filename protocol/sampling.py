@@ -67,3 +67,5 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None
     """None: none. 0: the sampled token's logprob. n: also the n most likely tokens'. Log-softmax of the
     raw logits (before temperature, penalties and filters)."""
+    logprob_tokens: tuple[int, ...] = ()
+    """With `logprobs`: tokens whose logprobs are wanted in the place of each sampled one."""

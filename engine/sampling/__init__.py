@@ -2,5 +2,6 @@
 
 from engine.sampling.row import Sampled, SampleRow
 from engine.sampling.sampler import LogitsError, Sampler
+from engine.sampling.scores import RowScores
 
-__all__ = ["LogitsError", "SampleRow", "Sampled", "Sampler"]
+__all__ = ["LogitsError", "RowScores", "SampleRow", "Sampled", "Sampler"]

@@ -30,6 +30,8 @@ class Sampled:
     """Log-softmax of the raw logits at `token`, when the request asks for logprobs."""
     top: list[tuple[int, float]] | None = None
     """The likeliest tokens and their logprobs, best first, when it asks for more than the sampled one."""
+    named: list[float] | None = None
+    """The logprobs of `SamplingParams.logprob_tokens`, when there are any."""
 
 
 class TokenCounts:

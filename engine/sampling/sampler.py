@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from engine.kernels.build import KernelBuildError
@@ -20,6 +21,8 @@ from engine.sampling.edits import edit_logits
 from engine.sampling.jit import JitChooser
 from engine.sampling.kernel import KernelChooser
 from engine.sampling.row import Sampled, SampleRow
+from engine.sampling.scores import RowScores, score_rows
+from protocol.sampling import SamplingParams
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,14 +67,29 @@ class Sampler:
             raise LogitsError([index for index, token in enumerate(tokens) if token < 0])
         sampled = [Sampled(token) for token in tokens]
         if asking:
-            wanted = [rows[index].params.logprobs or 0 for index in asking]
-            described = self._with_logprobs(raw, [tokens[index] for index in asking], wanted)
+            described = self._with_logprobs(raw, [tokens[index] for index in asking], [rows[i].params for i in asking])
             for index, with_logprobs in zip(asking, described, strict=True):
                 sampled[index] = with_logprobs
         return sampled
 
-    def _with_logprobs(self, raw: torch.Tensor, tokens: list[int], wanted: list[int]) -> list[Sampled]:
-        """`tokens[i]`, chosen for row `i` of `raw`, with its logprob and those of the `wanted[i]` likeliest tokens."""
+    @torch.inference_mode()
+    def score(
+        self, logits: torch.Tensor, tokens: npt.NDArray[np.int64], *, top: int, named: Sequence[int], ranks: bool
+    ) -> RowScores:
+        """The log-probability of `tokens[i]` in row `i` of `logits` float32 `[rows, vocab]`, which stay as they are.
+
+        With them those of the `top` likeliest tokens and of the `named` ones, and `tokens[i]`'s rank. Raises
+        `LogitsError` naming the rows without any finite logit.
+        """
+        scores = score_rows(self._chooser, logits.contiguous(), tokens, top=top, named=named, ranks=ranks)
+        wrong = np.flatnonzero(np.isnan(scores.logprobs))
+        if len(wrong):
+            raise LogitsError(wrong.tolist())
+        return scores
+
+    def _with_logprobs(self, raw: torch.Tensor, tokens: list[int], params: list[SamplingParams]) -> list[Sampled]:
+        """`tokens[i]`, chosen for row `i` of `raw`, with its logprob and those of the others that `params[i]` wants."""
+        wanted = [each.logprobs or 0 for each in params]
         found = self._chooser.likeliest(raw, min(max(wanted), raw.shape[1]))
         sums: list[float] = found.log_sums.tolist()
         values = raw.gather(1, torch.tensor(tokens, device=raw.device)[:, None])[:, 0].tolist()
@@ -79,7 +97,8 @@ class Sampler:
         for row, (token, count) in enumerate(zip(tokens, wanted, strict=True)):
             best = zip(found.tokens[row, :count].tolist(), found.logits[row, :count].tolist(), strict=True)
             top = [(other, logit - sums[row]) for other, logit in best if other >= 0]
-            sampled.append(Sampled(token, values[row] - sums[row], top if count > 0 else None))
+            named = [float(raw[row, other]) - sums[row] for other in params[row].logprob_tokens]
+            sampled.append(Sampled(token, values[row] - sums[row], top if count > 0 else None, named or None))
         return sampled
 
 

@@ -20,19 +20,19 @@ def _spec(**more: Any) -> KVCacheSpec:
     return KVCacheSpec(**(sizes | more))
 
 
-_PIECES = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20), st.booleans()), min_size=1, max_size=6)
+_PIECES = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20), st.integers(0, 20)), min_size=1, max_size=6)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(_PIECES, st.integers(1, 5))
-def test_packing_equals_placing_each_token_by_itself(shapes: list[tuple[int, int, bool]], page_size: int) -> None:
+def test_packing_equals_placing_each_token_by_itself(shapes: list[tuple[int, int, int]], page_size: int) -> None:
     pieces = []
     page = 100
     for number, (start, count, wants) in enumerate(shapes):
         end = start + count
         pages = np.arange(page, page + -(-end // page_size), dtype=np.int32)[::-1]
         page += len(pages)
-        pieces.append(Piece(np.arange(end) + 1000 * number, pages, start, end, wants))
+        pieces.append(Piece(np.arange(end) + 1000 * number, pages, start, end, min(wants, count)))
     batch = pack_batch(pieces, page_size=page_size)
     at = 0
     rows = []
@@ -43,8 +43,7 @@ def test_packing_equals_placing_each_token_by_itself(shapes: list[tuple[int, int
             assert batch.positions[at] == position
             assert batch.slots[at] == piece.pages[position // page_size] * page_size + position % page_size
             at += 1
-        if piece.wants_logits:
-            rows.append(at - 1)
+        rows += range(at - piece.num_logits, at)
         assert batch.kv_lens[index] == piece.end
         used = -(-piece.end // page_size)
         assert batch.page_table[index, :used].tolist() == piece.pages[:used].tolist()

@@ -32,6 +32,7 @@ def _scheduler(
         config=config,
         memory=KVManager(num_pages=pages, page_size=config.page_size, enable_prefix_cache=True),
         counters=EngineCounters(),
+        max_scored_tokens=1000,
     )
 
 

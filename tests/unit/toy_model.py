@@ -18,7 +18,8 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.interfaces import TokenSampler
 from engine.kv_spec import KVCacheSpec, KVPool
-from engine.sampling import Sampled, SampleRow
+from engine.sampling import RowScores, Sampled, Sampler, SampleRow
+from engine.sampling.choose import TorchChooser
 from engine.stopping import StopTextFactory
 
 VOCAB = 97
@@ -54,7 +55,7 @@ class ToyModel:
         memory = pool.data.view(pool.num_pages, 2, page_size).numpy()
         starts = batch.query_start.tolist()
         tokens, positions, slots = batch.token_ids.numpy(), batch.positions.numpy(), batch.slots.numpy()
-        rows = []
+        held = []
         for index, (length, row) in enumerate(zip(batch.kv_lens.tolist(), batch.page_table.numpy(), strict=True)):
             span = slice(starts[index], starts[index + 1])
             first = int(positions[span][0])
@@ -69,9 +70,14 @@ class ToyModel:
             memory[slots[span] // page_size, 1, slots[span] % page_size] = (hashes * 7 + 3) % _PRIME
             pages = row[: -(-length // page_size)]
             keys, values = (memory[pages, part].reshape(-1)[:length].astype(np.int64) for part in (0, 1))
-            rows.append(_scores(keys, values))
-        wanted = np.searchsorted(starts, batch.logit_rows.numpy(), side="right") - 1
-        logits = np.stack([rows[index] for index in wanted]) if len(wanted) else np.zeros((0, VOCAB))
+            held.append((keys, values))
+        rows = batch.logit_rows.numpy()
+        known = (slice(0, int(positions[row]) + 1) for row in rows)
+        owners = np.searchsorted(starts, rows, side="right") - 1
+        logits = np.zeros((len(rows), VOCAB))
+        for index, (owner, span) in enumerate(zip(owners, known, strict=True)):
+            keys, values = held[owner]
+            logits[index] = _scores(keys[span], values[span])
         return torch.from_numpy((logits / _PRIME * 4).astype(np.float32))
 
 
@@ -82,11 +88,21 @@ class GreedySampler:
         assert len(rows) == logits.shape[0]
         return [Sampled(token=token, logprob=None, top=None) for token in logits.argmax(dim=-1).tolist()]
 
+    def score(
+        self, logits: torch.Tensor, tokens: np.ndarray, *, top: int, named: Sequence[int], ranks: bool
+    ) -> RowScores:
+        return Sampler(chooser=TorchChooser()).score(logits, tokens, top=top, named=named, ranks=ranks)
+
+
+def toy_logits(tokens: Sequence[int]) -> torch.Tensor:
+    """float32 `[vocab]`: what the model expects after `tokens`."""
+    keys = _hashes(np.asarray(tokens, np.int64), 0, 0)
+    return torch.from_numpy((_scores(keys, (keys * 7 + 3) % _PRIME) / _PRIME * 4).astype(np.float32))
+
 
 def toy_next(tokens: Sequence[int]) -> int:
     """The token that follows `tokens`."""
-    keys = _hashes(np.asarray(tokens, np.int64), 0, 0)
-    return int(_scores(keys, (keys * 7 + 3) % _PRIME).argmax())
+    return int(toy_logits(tokens).argmax())
 
 
 def toy_generate(prompt: Sequence[int], count: int) -> list[int]:
