@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
@@ -122,10 +123,32 @@ class RouterSection(Section):
     """Sequences (each of a request's choices is one) under way at most; more are answered 429."""
     max_queued_tokens: int = Field(default=1 << 19, ge=1)
     """Prompt tokens that may wait for their first output token; more are answered 429."""
+    max_request_bytes: int = Field(default=16 << 20, ge=1024)
+    """Of a request's body; more is answered 413."""
+    api_keys_file: str | None = None
+    """Who may come in (Bearer or x-api-key), with tenants and their limits, as README's "Keys and tenants" shows; a
+    file on every node that has a router, under this name. It is read again when it changes. Everybody may come in when
+    unset."""
+    cors_origins: list[str] = []
+    """Web pages that may use the API from a browser, as `https://app.example.com`; `*` is all of them."""
     request_timeout_s: float = Field(default=600.0, gt=0)
     """Deadline of a request; its X-Request-Timeout header can shorten it."""
     graceful_shutdown_timeout_s: float = Field(default=60.0, gt=0)
     """A router that is to go finishes its streams within this time."""
+
+    @model_validator(mode="after")
+    def _keys_and_origins_make_sense(self) -> RouterSection:
+        if self.api_keys_file is not None and not os.path.isabs(self.api_keys_file):
+            raise ValueError(
+                f"api_keys_file is {self.api_keys_file!r}; write it from the root, for every node to mean the same"
+            )
+        for origin in self.cors_origins:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+                raise ValueError(
+                    f"cors_origins has {origin!r}; write scheme and host without a path, as https://app.example.com, "
+                    "or *"
+                )
+        return self
 
 
 class MembershipSection(Section):

@@ -82,4 +82,7 @@ def _router_config(config: ClusterConfig, secret: bytes) -> RouterConfig:
         max_concurrent_sequences=config.router.max_concurrent_sequences,
         max_queued_tokens=config.router.max_queued_tokens,
         request_timeout_s=config.router.request_timeout_s,
+        max_body_bytes=config.router.max_request_bytes,
+        api_keys_file=config.router.api_keys_file,
+        cors_origins=tuple(config.router.cors_origins),
     )

@@ -7,13 +7,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -25,7 +28,10 @@ from router.api.chat import parse_chat
 from router.api.completions import parse_completion
 from router.api.native import parse_generate
 from router.api.prompts import ModelText
+from router.auth import Gate
+from router.auth_file import KeyFile
 from router.config import RouterConfig
+from router.cors import Cors
 from router.dispatcher import Dispatcher
 from router.endpoints import Generate, RouterCore
 from router.errors import ApiError
@@ -37,18 +43,23 @@ from router.text_endpoints import Detokenize, Models, Tokenize
 from text.chat_template import ChatTemplate
 from text.tokenizer import Tokenizer
 
+_SHOWN_PATH = 100
+
 
 def build_asgi(config: RouterConfig, *, router_id: str | None = None, policy: PairingPolicy | None = None) -> Starlette:
     """The router's application. `router_id` names it to replicas; each call is a new life (boot) of it.
 
     `app.state` has `members` (MemberTable), `metrics` (RouterMetrics), `dispatcher` and `admission`. Raises
-    `TokenizerError` or `ChatTemplateError` when the model's folder cannot be read.
+    `TokenizerError` or `ChatTemplateError` when the model's folder cannot be read, `BadKeyFile` for keys that cannot.
     """
     core = _make_core(config, router_id=router_id or f"router-{secrets.token_hex(4)}", policy=policy or PairingPolicy())
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        watching = None if core.keys is None else asyncio.create_task(core.keys.watch())
         yield
+        if watching is not None:
+            watching.cancel()
         await core.dispatcher.close()
 
     app = Starlette(
@@ -63,6 +74,10 @@ def build_asgi(config: RouterConfig, *, router_id: str | None = None, policy: Pa
             Route("/health", Health(core), methods=["GET"]),
             Route("/health_generate", HealthGenerate(core), methods=["GET"]),
             Route("/internal/state", InternalState(core), methods=["GET"]),
+        ],
+        middleware=[
+            Middleware(Cors, origins=config.cors_origins, metrics=core.metrics),
+            Middleware(Gate, keys=core.keys, metrics=core.metrics),
         ],
         exception_handlers={HTTPException: _no_such_route},
         lifespan=lifespan,
@@ -90,16 +105,22 @@ def _make_core(config: RouterConfig, *, router_id: str, policy: PairingPolicy) -
         ),
         dispatcher=Dispatcher(config=config, identity=identity, policy=policy, metrics=metrics),
         admission=Admission(config, metrics),
+        keys=None if config.api_keys_file is None else KeyFile(Path(config.api_keys_file), metrics),
         started=int(time.time()),
     )
 
 
 async def _no_such_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    method, path = request.method, request.url.path
+    method, path = request.method, request.url.path[:_SHOWN_PATH]
+    allowed = None
     if error.status_code == 405:
-        message = f"{method} is not a method of {path}"
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
+        message, code = f"{method} is not a method of {path}; use {allowed}", "method_not_allowed"
     else:
         message = f"there is nothing at {path}; the endpoints are /v1/chat/completions, /v1/completions and /generate"
-    refusal = ApiError(error.status_code, message, code="not_found" if error.status_code == 404 else None)
-    return Response(refusal.body(), error.status_code, headers=error.headers, media_type="application/json")
+        code = "not_found"
+    refusal = ApiError(error.status_code, message, code=code, headers=None if allowed is None else {"Allow": allowed})
+    request.app.state.metrics.requests.add(label=str(error.status_code))
+    headers = {name.decode(): value.decode("latin-1") for name, value in refusal.headers()}
+    return Response(refusal.body(), error.status_code, headers=headers, media_type="application/json")

@@ -35,6 +35,11 @@ class RouterConfig:
     send_timeout_s: float = 30.0
     """Longest time one write to a client may take."""
 
+    api_keys_file: str | Path | None = None
+    """Who may come in, and with which limits; None lets everybody in. Read again when it changes."""
+    cors_origins: tuple[str, ...] = ()
+    """Web pages that may use the API, as "https://app.example.com"; "*" is all of them."""
+
     max_epochs: int = 4
     """Attempts at the next token of a sequence, the first included; those that a draining replica ends do not count."""
     failover_wait_s: float = 10.0

@@ -18,6 +18,8 @@ from starlette.types import Receive, Scope, Send
 from router.admission import Admission
 from router.api.prompts import ModelText
 from router.api.response import ResponseFormat
+from router.auth import principal_of
+from router.auth_file import KeyFile
 from router.config import RouterConfig
 from router.dispatcher import Dispatcher
 from router.errors import ApiError, internal_error
@@ -44,6 +46,8 @@ class RouterCore:
     model: ModelText
     dispatcher: Dispatcher
     admission: Admission
+    keys: KeyFile | None
+    """None where everybody is let in."""
     started: int
     """Unix time."""
 
@@ -100,7 +104,7 @@ class Generate(Endpoint):
         received_at = asyncio.get_running_loop().time()
         timeout_s = request_timeout_s(exchange, config)
         body = await exchange.body(max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
-        model = replace(core.model, stamp=Stamp.new(core.router_key))
+        model = replace(core.model, stamp=Stamp.new(core.router_key, tenant=principal_of(scope).tenant))
         work, outputs, response = await self._parse(body, model)
         runner = RequestRunner(
             exchange,

@@ -6,6 +6,8 @@ the response or, once a stream has begun, as its last event.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from protocol.rooms import FailureCode
@@ -23,7 +25,9 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after_s: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
+        """`headers` go out with it, where it is the whole response."""
         super().__init__(message)
         self.status = status
         self.message = message
@@ -31,11 +35,19 @@ class ApiError(Exception):
         self.code = code
         self.param = param
         self.retry_after_s = retry_after_s
+        self._headers = headers or {}
 
     def body(self) -> bytes:
         """The JSON of `{"error": {...}}`."""
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
         return msgspec.json.encode({"error": error})
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Those that only this error brings, as ASGI has them."""
+        told = dict(self._headers)
+        if self.retry_after_s is not None:
+            told["Retry-After"] = str(self.retry_after_s)
+        return [(name.lower().encode(), value.encode("latin-1")) for name, value in told.items()]
 
 
 def overloaded(status: int, message: str, *, code: str, retry_after_s: int) -> ApiError:

@@ -36,6 +36,8 @@ class Exchange:
         self._cutting = False
         self._watchdog: asyncio.TimerHandle | None = None
         self.status: int | None = None
+        self.headers: list[tuple[bytes, bytes]] = []
+        """What every answer brings, beside its own."""
 
     def header(self, name: bytes) -> str | None:
         """The value of a header, by its lower-case name."""
@@ -45,7 +47,8 @@ class Exchange:
         return None
 
     async def body(self, *, max_bytes: int, timeout_s: float) -> bytes:
-        """The request's body; raises `ApiError` when it is too big (413) or too slow (408)."""
+        """The request's JSON; raises `ApiError` when it is something else (415), too big (413) or too slow (408)."""
+        self._check_is_json()
         announced = self.header(b"content-length")
         if announced is not None and announced.isdecimal() and int(announced) > max_bytes:
             raise _too_big(int(announced), max_bytes)
@@ -80,7 +83,7 @@ class Exchange:
         self.status = status
         self._writer = asyncio.current_task()
         self._watch_writes()
-        await self._bounded({"type": "http.response.start", "status": status, "headers": headers})
+        await self._bounded({"type": "http.response.start", "status": status, "headers": [*headers, *self.headers]})
 
     async def write(self, data: bytes, *, more: bool) -> None:
         """Send a part of the body; raises `ClientGoneError` when it takes too long or `cut` is called meanwhile."""
@@ -97,10 +100,7 @@ class Exchange:
 
     async def refuse(self, error: ApiError) -> None:
         """Send an error as the whole response."""
-        headers = []
-        if error.retry_after_s is not None:
-            headers.append((b"retry-after", str(error.retry_after_s).encode()))
-        await self.answer(error.status, error.body(), headers=headers)
+        await self.answer(error.status, error.body(), headers=error.headers())
 
     def cut(self) -> None:
         """Give up a write that is blocked now, if there is one."""
@@ -112,6 +112,19 @@ class Exchange:
         """No more is written."""
         if self._watchdog is not None:
             self._watchdog.cancel()
+
+    def _check_is_json(self) -> None:
+        """Of what the headers say; a body that nothing is said of may be JSON."""
+        kind = self.header(b"content-type")
+        if kind is not None:
+            name = kind.partition(";")[0].strip().lower()
+            if name != "application/json" and not (name.startswith("application/") and name.endswith("+json")):
+                message = f"the request's Content-Type is {kind[:100]!r}; send JSON as application/json"
+                raise ApiError(415, message, param="Content-Type", code="unsupported_media_type")
+        coding = self.header(b"content-encoding")
+        if coding is not None and coding.strip().lower() != "identity":
+            message = f"the request's Content-Encoding is {coding[:100]!r}; send it as it is"
+            raise ApiError(415, message, param="Content-Encoding", code="unsupported_content_encoding")
 
     def _watch_writes(self) -> None:
         """Cut a write that takes too long. One timer for all writes: most take no time, and a timer each would."""
@@ -135,6 +148,14 @@ class Exchange:
             raise ClientGoneError from error
         finally:
             self._write_began = None
+
+
+async def send_error(send: Send, error: ApiError) -> None:
+    """An error as the whole response, where there is no `Exchange` yet."""
+    body = error.body()
+    headers = [(b"content-type", JSON), (b"content-length", str(len(body)).encode()), *error.headers()]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _too_big(size: int, limit: int) -> ApiError:

@@ -76,6 +76,7 @@ class RouterMetrics:
         self.stale_messages = Counter("router_stale_messages", "messages of rooms that are no more, ignored")
         self.contradictions = Counter("router_contradictions", "tokens that differed from the log")
         self.overflows = Counter("router_overflows", "streams dropped because the client did not read")
+        self.key_file_reads = Counter("router_key_file_reads", "readings of a changed file of API keys", "result")
         self.link_losses = Counter("router_link_losses", "links to replicas lost, by replica", "replica")
         self.ttft_s = Histogram("router_ttft_seconds", "request received to first token logged")
         self.itl_s = Histogram("router_itl_seconds", "between tokens of one sequence")

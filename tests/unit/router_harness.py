@@ -296,6 +296,9 @@ class RouterHarness:
     def get(self, path: str, *, headers: dict[str, str] | None = None) -> Call:
         return Call(self.app, "GET", path, b"", headers or {})
 
+    def request(self, method: str, path: str, *, headers: dict[str, str] | None = None) -> Call:
+        return Call(self.app, method, path, b"", headers or {})
+
     def complete(self, **fields: Any) -> Call:
         """A streamed completion of a short prompt."""
         return self.post("/v1/completions", {"prompt": "a fox", "max_tokens": 8, "stream": True, **fields})
