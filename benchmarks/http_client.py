@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -110,8 +111,15 @@ class CompletionClient:
         assert self._session is not None
         await self._session.close()
 
-    async def complete(self, prompt: Sequence[int], *, max_tokens: int, into: Completion | None = None) -> Completion:
-        """Run one request to its end. Failures are recorded in the result's `error`, not raised."""
+    async def complete(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        into: Completion | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Completion:
+        """Run one request to its end, with `extra` fields. Failures are in the result's `error`, not raised."""
         assert self._session is not None, "use the client as an async context manager"
         record = into if into is not None else Completion(len(prompt))
         record.error = "the server ended the stream without [DONE]"
@@ -125,6 +133,7 @@ class CompletionClient:
             "skip_special_tokens": False,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **(extra or {}),
         }
         url, data = f"{self._base_url}/v1/completions", msgspec.json.encode(body)
         record.started = time.monotonic()
