@@ -17,6 +17,8 @@ class FinishReason(enum.Enum):
     """One of `stop` appeared in the text; the text is cut before it."""
     LENGTH = "length"
     """`max_tokens` or the model's context length was reached."""
+    ABORT = "abort"
+    """Somebody asked the router to end it, and what there was by then is the answer; no replica says so."""
 
 
 GrammarKind = Literal["json_schema", "json_object", "regex", "ebnf", "structural_tag", "choice"]

@@ -10,7 +10,7 @@ import asyncio
 
 from protocol.codec import AnyMessage
 from protocol.endpoints import Identity
-from protocol.rooms import Closed, Job, Phases, RoomFailed, StepFrame
+from protocol.rooms import Closed, Job, Phases, PromptScores, RoomFailed, StepFrame
 from router.config import RouterConfig
 from router.errors import overloaded
 from router.generation import Generation, GenerationServices, GenerationState
@@ -18,6 +18,7 @@ from router.membership import MemberTable
 from router.metrics import RouterMetrics
 from router.pairing import PairingPolicy, Route, RouteRequest
 from router.replica_view import ReplicaView
+from router.score_log import ScoreLog
 from router.start_window import StartWindow
 from router.timeline import SequenceTimeline
 from router.token_stream import TokenStream
@@ -49,6 +50,7 @@ class Dispatcher:
         deadline: float,
         stream: TokenStream,
         timeline: SequenceTimeline | None = None,
+        scores: ScoreLog | None = None,
     ) -> Generation:
         """Start one sequence; its `stream` gets all that goes wrong. Times are the running loop's."""
         loop = asyncio.get_running_loop()
@@ -68,6 +70,7 @@ class Dispatcher:
                 on_end=self._ended,
             ),
             timeline=timeline,
+            scores=scores,
         )
         self.generations[request_id] = generation
         generation.start()
@@ -109,6 +112,12 @@ class Dispatcher:
                 generation = self.generations.get(room.request_id)
                 if generation is not None:
                     generation.on_phases(message, view)
+                else:
+                    self._metrics.stale_messages.add()
+            case PromptScores(room):
+                generation = self.generations.get(room.request_id)
+                if generation is not None:
+                    generation.on_scores(message)
                 else:
                     self._metrics.stale_messages.add()
             case Closed():

@@ -19,7 +19,8 @@ from typing import Protocol
 
 import msgspec
 
-from protocol.rooms import RETRYABLE, AbortReason, FailureCode, Job, Phases, Room, RoomFailed, TokenEvent
+from protocol.rooms import RETRYABLE, AbortReason, FailureCode, Job, Phases, PromptScores, Room, RoomFailed, TokenEvent
+from protocol.sampling import FinishReason
 from router.config import RouterConfig
 from router.errors import ApiError, deadline_passed, overloaded, room_failed
 from router.failover import Failover
@@ -28,6 +29,7 @@ from router.metrics import RouterMetrics
 from router.pairing import Route, RouteRequest
 from router.prefix_index import prefix_chain
 from router.replica_view import ReplicaView
+from router.score_log import ScoreLog
 from router.timeline import SequenceTimeline
 from router.token_log import ContradictionError, TokenLog
 from router.token_stream import TokenStream
@@ -87,9 +89,10 @@ class Generation:
         stream: TokenStream,
         services: GenerationServices,
         timeline: SequenceTimeline | None = None,
+        scores: ScoreLog | None = None,
     ) -> None:
         """`index` is the sequence's place in its HTTP request, which came at `received_at`. A job that asks for a
-        timeline brings it, to be filled in."""
+        timeline, or for scores of its prompt, brings them to be filled in."""
         self.request_id = request_id
         self.index = index
         self.epoch = -1
@@ -101,6 +104,7 @@ class Generation:
         self._stream = stream
         self._services = services
         self._timeline = timeline
+        self._scores = scores
         if timeline is not None:
             timeline.received(received_at)
         self._chain = prefix_chain(job.prompt, namespace=job.namespace)
@@ -134,13 +138,24 @@ class Generation:
             self._services.metrics.stale_messages.add()
             return
         try:
+            if event.position == 0 and self._scores is not None and not self._scores.is_complete:
+                raise ContradictionError("the first token came before the scores of the prompt")
             logged = self.log.offer(event)
         except ContradictionError as error:
-            self._services.metrics.contradictions.add()
-            self._reopen(FailureCode.INTERNAL, str(error), cause="contradiction", tell=AbortReason.SUPERSEDED)
+            self._contradicted(error)
             return
         for entry in logged:
             self._logged(entry, now)
+
+    def on_scores(self, message: PromptScores) -> None:
+        """Scores of the prompt arrived for this request."""
+        if message.room.epoch != self.epoch or self.state is not GenerationState.OPEN or self._scores is None:
+            self._services.metrics.stale_messages.add()
+            return
+        try:
+            self._scores.offer(message.scores)
+        except ContradictionError as error:
+            self._contradicted(error)
 
     def on_phases(self, message: Phases, view: ReplicaView) -> None:
         """A replica says where its time went, in this epoch or one that has failed."""
@@ -181,6 +196,15 @@ class Generation:
 
     # ---- what the request says ------------------------------------------------------------------------------
 
+    def cut_short(self) -> None:
+        """End it here: what there is so far is the answer. Does nothing to one that has ended."""
+        if self.state in (GenerationState.OPEN, GenerationState.WAITING):
+            self.abort(AbortReason.CLIENT_GONE)
+            end = TokenEvent(
+                self.request_id, self.epoch, self._job.choice, len(self.log.tokens), 0, finish=FinishReason.ABORT
+            )
+            self._stream.put(self.index, end)
+
     def abort(self, reason: AbortReason) -> None:
         """End it from this side; both halves hear. Does nothing to one that has ended."""
         if self.state in (GenerationState.OPEN, GenerationState.WAITING):
@@ -218,6 +242,10 @@ class Generation:
             self._end(GenerationState.FINISHED)
         self._stream.put(self.index, event)
 
+    def _contradicted(self, error: ContradictionError) -> None:
+        self._services.metrics.contradictions.add()
+        self._reopen(FailureCode.INTERNAL, str(error), cause="contradiction", tell=AbortReason.SUPERSEDED)
+
     def _choose(self, *, patient: bool) -> Route | None:
         job = self._job
         request = self._failover.request(
@@ -237,7 +265,10 @@ class Generation:
                 None if view is None else view.address.replica_id for view in (route.prefill, route.decode)
             )
             self._timeline.opened(prefill=prefill, decode=decode)
-        job = msgspec.structs.replace(self._job, logged=list(self.log.tokens)) if self.log.tokens else self._job
+        job = self._job
+        if self.epoch > 0:
+            scoring = None if self._scores is None else self._scores.rest
+            job = msgspec.structs.replace(job, logged=list(self.log.tokens), scoring=scoring)
         ttl_ms = max(1, int(1000 * (self._deadline - self._services.clock())))
         self._halves.open(Room(self.request_id, self.epoch), route, job, ttl_ms=ttl_ms)
 

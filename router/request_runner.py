@@ -98,6 +98,7 @@ class RequestRunner:
                     deadline=deadline,
                     stream=self._stream,
                     timeline=self._outputs[index].timeline,
+                    scores=self._outputs[index].scores,
                 )
             )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from protocol.rooms import Job, TokenEvent
 from protocol.sampling import FinishReason
+from router.score_log import ScoreLog
 from router.timeline import SequenceTimeline
 from text.output_text import OutputText
 from text.tokenizer import Tokenizer
@@ -46,6 +47,8 @@ class SequenceOutput:
 
     job: Job
     tokenizer: Tokenizer
+    keeps_tokens: bool = True
+    """False where none was asked for: the engine always makes one, which is then no part of the output."""
     tokens: list[int] = field(default_factory=list)
     """All generated tokens, a final stop token included."""
     events: list[TokenEvent] = field(default_factory=list)
@@ -56,10 +59,16 @@ class SequenceOutput:
     cached_tokens: int = 0
     timeline: SequenceTimeline | None = field(init=False)
     """Where the time went, if the job asks for it; complete when the sequence has finished."""
+    scores: ScoreLog | None = field(init=False)
+    """Of the prompt's tokens, if the job asks for them; complete before the first token."""
+    logprob_sum: float = 0.0
+    """Of all tokens, a final stop token included; kept only when logprobs were asked for."""
     _output: OutputText = field(init=False)
 
     def __post_init__(self) -> None:
-        self.timeline = SequenceTimeline() if self.job.timeline else None
+        job = self.job
+        self.timeline = SequenceTimeline() if job.timeline else None
+        self.scores = None if job.scoring is None else ScoreLog(job.scoring, prompt_tokens=len(job.prompt))
         self._output = OutputText(self.tokenizer, self.job.prompt, self.job.sampling)
 
     @property
@@ -71,7 +80,16 @@ class SequenceOutput:
         pieces: list[str] = []
         content = events
         for event in events:
+            if event.finish is FinishReason.ABORT:
+                self.finish, content = event.finish, events[:-1]
+                pieces.append(self._output.flush())
+                break
+            if not self.keeps_tokens:
+                self.finish, content = FinishReason.LENGTH, []
+                self.cached_tokens = event.cached_tokens or 0
+                break
             self.tokens.append(event.token)
+            self.logprob_sum += event.logprob or 0.0
             if event.position == 0:
                 self.cached_tokens = event.cached_tokens or 0
             if event.finish is FinishReason.STOP_TOKEN:
