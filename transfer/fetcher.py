@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
 
-from protocol.handshake import RegionTicket
+from protocol.handshake import PoolShape, RegionTicket
 from protocol.rooms import PeerAddress
 from transfer.choice import TransportName, TransportParts, make_transports, ways_of
 from transfer.faults import Faults
@@ -25,6 +25,7 @@ from transfer.io_loop import IoLoop
 from transfer.jobs import FetchJob, FetchResult, OnDone, PageCopy, Peer, check_job
 from transfer.landing import Landing
 from transfer.memory import SharedMemory
+from transfer.our_pool import OurPool
 from transfer.records import JobRecord, JobState, StopReason
 from transfer.spans import check_pages
 from transfer.transport import TransferTimings, Transport
@@ -37,7 +38,8 @@ logger = logging.getLogger(__name__)
 class PageFetcher:
     """Writes into the pages of `memory`, `page_bytes` bytes each; `memory` must outlive it.
 
-    `layout` is our pool's fingerprint: only pools with an equal one have pages that mean the same. `num_threads`
+    `layout` is our pool's fingerprint: pools with an equal one have pages that mean the same. Of others parts of pages
+    can be taken where both tell their `shape`, if the transport asked for can do that (`layout.py`). `num_threads`
     threads copy within the host, one more serves all sockets. `transport` restricts the choice; `auto` prefers shared
     memory, `disk` takes pages out of `folder`.
     """
@@ -48,6 +50,7 @@ class PageFetcher:
         memory: SharedMemory,
         page_bytes: int,
         layout: str,
+        shape: PoolShape | None = None,
         secret: bytes,
         num_threads: int = 2,
         transport: TransportName = "auto",
@@ -64,9 +67,7 @@ class PageFetcher:
         if not secret:
             raise ValueError("the cluster secret is empty; peers serve pages only to those who know one")
         ways = ways_of(transport, folder=folder)
-        self._page_bytes = page_bytes
-        self._num_pages = memory.nbytes // page_bytes
-        self._layout = layout
+        self._pool = OurPool(page_bytes=page_bytes, num_pages=memory.nbytes // page_bytes, layout=layout, shape=shape)
         self._clock = clock
         self._timings = timings or TransferTimings()
         self._idle = threading.Condition()  # guards all that follows
@@ -99,19 +100,20 @@ class PageFetcher:
         """Make `peer`'s pages available to `fetch`, and begin to connect. Another boot is another peer; attached again
         with the same ticket nothing changes, with another one it is detached first.
 
-        Raises `ValueError` when its pages are not interchangeable with ours.
+        Raises `ValueError` when nothing of its pages means anything in ours, or parts of them would have to be taken by
+        a transport that takes whole pages only.
         """
-        ours = (self._layout, self._page_bytes)
-        theirs = (ticket.layout, ticket.page_bytes)
-        if ours != theirs:
+        cut = self._pool.cut(peer.replica_id, ticket)
+        if cut is not None and not self._transports[0].takes_grains:
             raise ValueError(
-                f"replica {peer.replica_id} has KV pages of layout and bytes {theirs}, this one {ours}; "
-                "run the same model, dtype and page size on both"
+                f"replica {peer.replica_id} has KV pages of another shape ({ticket.shape}) than this one "
+                f"({self._pool.shape}), and transport {self._transports[0].name!r} takes whole pages only; "
+                "set transport to auto, shm or tcp, or give all pools the same page size and tensor-parallel size"
             )
         in_range = 0 <= peer.boot < 2**64 and 0 < ticket.num_pages < 2**32 and 0 <= ticket.tcp_port < 2**16
         if not in_range:
             raise ValueError(f"replica {peer} has a ticket out of range: {ticket}")
-        attached = Peer(address=peer, ticket=ticket)
+        attached = Peer(address=peer, ticket=ticket, cut=cut)
         with self._idle:
             self._check_open()
             before = self._peers.get(peer)
@@ -120,10 +122,8 @@ class PageFetcher:
             self._peers[peer] = attached
         if before is not None:
             self._release(before)
-        for transport in self._transports:
-            if transport.reaches(ticket):
-                transport.attach(attached)
-                return
+        for transport in self._ways_to(attached)[:1]:
+            transport.attach(attached)
 
     def detach(self, peer: PeerAddress) -> None:
         """End every copy from `peer` and let go of its memory and connections. Returns at once; the jobs are answered
@@ -141,12 +141,12 @@ class PageFetcher:
         Raises `ValueError` for what only the caller can get wrong: target pages that are not ours or named twice,
         lists of unequal length, a key in use.
         """
-        check_job(job, num_pages=self._num_pages)
         with self._idle:
             self._check_open()
             if job.key in self._records:
                 raise ValueError(f"a fetch with key {job.key!r} is running already")
             peer = self._peers.get(job.peer)
+            check_job(job, num_pages=self._pool.num_units(peer.cut if peer is not None else None))
             record = JobRecord(job=job, peer=peer, on_done=on_done, fetched_at=self._clock())
             self._records[job.key] = record
             self._unanswered += 1
@@ -156,7 +156,7 @@ class PageFetcher:
                 record.errors.append(error)
             self._loop.call_soon(lambda: self._finish(record, ok=error is None))
             return
-        record.paths = [transport for transport in self._transports if transport.reaches(peer.ticket)]
+        record.paths = self._ways_to(peer)
         if job.deadline != float("inf"):
             record.timer = self._loop.call_at(job.deadline, lambda: self._stop(record, StopReason.DEADLINE))
         self._attempt(record)
@@ -207,13 +207,22 @@ class PageFetcher:
     def _what_is_wrong(self, job: FetchJob, peer: Peer | None) -> str | None:
         if peer is None:
             return f"replica {job.peer.replica_id}, boot {job.peer.boot}, is not attached"
-        ticket = peer.ticket
-        if len(job.source_pages) > ticket.num_pages:
-            return f"{len(job.source_pages)} pages asked for, of a peer's pool of {ticket.num_pages}"
-        if not any(transport.reaches(ticket) for transport in self._transports):
+        if len(job.source_pages) > peer.num_pages:
+            return f"{len(job.source_pages)} pages asked for, of a peer's pool of {peer.num_pages}"
+        if not self._ways_to(peer):
             names = " and ".join(transport.name for transport in self._transports)
             return f"replica {job.peer.replica_id} cannot be reached by {names}"
-        return check_pages(job.source_pages, num_pages=ticket.num_pages, whose="the peer's")
+        tokens = 0 if peer.cut is None else peer.cut.counted_tokens
+        if job.grain_tokens != tokens:
+            return f"the job counts in grains of {job.grain_tokens} tokens, pages are taken in grains of {tokens}"
+        return check_pages(job.source_pages, num_pages=peer.num_pages, whose="the peer's")
+
+    def _ways_to(self, peer: Peer) -> list[Transport]:
+        return [
+            transport
+            for transport in self._transports
+            if transport.reaches(peer.ticket) and (peer.cut is None or transport.takes_grains)
+        ]
 
     def _attempt(self, record: JobRecord) -> None:
         """Give the job to the next transport."""
@@ -223,7 +232,7 @@ class PageFetcher:
             copy = PageCopy(
                 job=record.job,
                 peer=record.peer,
-                page_bytes=self._page_bytes,
+                page_bytes=self._pool.unit_bytes(record.peer.cut),
                 queued_at=record.fetched_at,
                 on_ended=lambda copy, error: self._ended(record, transport, error),
                 stop_requested=record.state is JobState.STOPPING,
@@ -278,7 +287,7 @@ class PageFetcher:
             ok=ok,
             error=None if ok else error,
             cancelled=not ok and reason is StopReason.CANCELLED,
-            bytes=len(record.job.target_pages) * self._page_bytes,
+            bytes=len(record.job.target_pages) * self._pool.unit_bytes(record.peer.cut if record.peer else None),
             seconds=now - started,
             queued_seconds=started - record.fetched_at,
             transport="" if record.transport is None else record.transport.name,

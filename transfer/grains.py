@@ -1,7 +1,7 @@
 """The bytes of grains (`layout.py`): gathered out of a pool, put into one, hashed.
 
-A `PoolGrains` holds views of the pool's memory, which cannot be unmapped before it has gone: make one where it is needed
-and keep none.
+A `PoolGrains` holds views of the pool's memory, which cannot be unmapped before it has gone: make one where it is
+needed and keep none.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PoolGrains:
         sums = []
         for grain in grains:
             self.gather((grain,), packed)
-            sums.append(xxhash.xxh3_64_intdigest(packed))
+            sums.append(xxhash.xxh3_64_intdigest(packed.data))
         return sums
 
     def _rows(self, packed: Bytes, count: int) -> Bytes:

@@ -13,12 +13,17 @@ from dataclasses import dataclass
 from protocol.handshake import RegionTicket
 from protocol.rooms import PeerAddress
 from transfer.faults import CopySite
+from transfer.layout import Cut
 from transfer.spans import check_pages
 
 
 @dataclass(frozen=True, kw_only=True)
 class FetchJob:
-    """Take `source_pages[i]` of `peer` into our `target_pages[i]`, for every i."""
+    """Take `source_pages[i]` of `peer` into our `target_pages[i]`, for every i.
+
+    Between pools of unequal page size these are not pages but grains (`layout.py`) of `grain_tokens` tokens. Of pools
+    that hold different KV heads, the heads they have in common move.
+    """
 
     key: Hashable
     """Names the job until it is done; free for another one from then on."""
@@ -26,7 +31,9 @@ class FetchJob:
     source_pages: Sequence[int]
     target_pages: Sequence[int]
     checksums: Sequence[int] = ()
-    """xxh3-64 of each page, verified in our memory once it landed; empty, or 0 for a page: not verified."""
+    """xxh3-64 of each page or grain, verified in our memory before the job is done; empty, or 0: not verified."""
+    grain_tokens: int = 0
+    """0 where page sizes are equal."""
     deadline: float = float("inf")
     """On the fetcher's clock."""
 
@@ -76,15 +83,24 @@ class Peer:
 
     address: PeerAddress
     ticket: RegionTicket
+    cut: Cut | None = None
+    """How its pages are taken apart; None when they are taken whole."""
+
+    @property
+    def num_pages(self) -> int:
+        """Of its pool, in what jobs count: pages or grains."""
+        return self.ticket.num_pages * (1 if self.cut is None else self.cut.source.per_page)
 
 
 @dataclass(kw_only=True, eq=False)
 class PageCopy:
-    """One transport's attempt at one job. `stop_requested` is set by `Transport.stop`, before all else it does."""
+    """One transport's attempt at one job; its pages may be grains. `stop_requested` is set by `Transport.stop`, before
+    all else it does."""
 
     job: FetchJob
     peer: Peer
     page_bytes: int
+    """Of a grain, where the peer's pages are taken apart."""
     queued_at: float
     on_ended: Callable[[PageCopy, str | None], None]
     """Called once, by the transport: None when all pages landed and are verified, else what went wrong."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from transfer.checksum import page_checksums
 from transfer.faults import Faults
+from transfer.grains import PoolGrains
 from transfer.jobs import PageCopy
 
 
@@ -48,6 +50,26 @@ class Landing:
                         f"page {copy.job.source_pages[first + index]} arrived with checksum {found:#018x} "
                         f"instead of {expected[index]:#018x}"
                     )
+        copy.done_pages = first + count
+
+    def packed(self, copy: PageCopy, transport: str, grains: npt.NDArray[np.uint8]) -> None:
+        """The next grains of `copy` lie in `grains`, one behind the other: verify them, put them in their places and
+        count them. Raises `LandingError`, with nothing of them in our pages."""
+        assert copy.peer.cut is not None
+        first, size = copy.done_pages, copy.page_bytes
+        count = grains.nbytes // size
+        for index in range(count):
+            grain = grains[index * size : (index + 1) * size].data
+            if self._faults is not None:
+                self._faults.after_copy(copy.site(transport), grain)
+            expected = copy.job.checksums[first + index] if copy.job.checksums else 0
+            if expected and (found := xxhash.xxh3_64_intdigest(grain)) != expected:
+                raise LandingError(
+                    f"grain {copy.job.source_pages[first + index]} arrived with checksum {found:#018x} "
+                    f"instead of {expected:#018x}"
+                )
+        targets = copy.job.target_pages[first : first + count]
+        PoolGrains(self.bytes, copy.peer.cut.target).scatter(targets, grains)
         copy.done_pages = first + count
 
     def close(self) -> None:

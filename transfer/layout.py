@@ -21,8 +21,8 @@ class LayoutMismatch(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """One pool seen as grains: its pages `[layers, kv_heads, 2, page_size, row_bytes]`, cut into runs of `tokens` tokens
-    of the heads from `first_head` on."""
+    """One pool seen as grains: its pages, `[layers, kv_heads, 2, page_size, row_bytes]`, cut into runs of `tokens`
+    tokens of the heads from `first_head` on."""
 
     layers: int
     kv_heads: int
@@ -53,6 +53,11 @@ class Cut:
 
     source: Grid
     target: Grid
+
+    @property
+    def counted_tokens(self) -> int:
+        """Tokens in what jobs count where the pages differ in size; 0 where they count pages."""
+        return 0 if self.source.page_size == self.target.page_size else self.target.tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ import socket
 from collections.abc import Callable, Mapping
 
 from transfer.io_loop import READ, IoLoop
-from transfer.serving import ServedRegion, ServerConnection
+from transfer.served import ServedRegion
+from transfer.serving import ServerConnection
 from transfer.transport import TransferTimings
 from transfer.wire import Want
 

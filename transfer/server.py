@@ -14,12 +14,12 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
-from protocol.handshake import RegionTicket
+from protocol.handshake import PoolShape, RegionTicket
 from transfer.door import Door
 from transfer.io_loop import IoLoop
 from transfer.lobby import Lobby, listen_tcp, resolve
 from transfer.memory import SharedMemory, host_id
-from transfer.serving import ServedRegion
+from transfer.served import ServedRegion
 from transfer.transport import TransferTimings
 from transfer.wire import Want
 
@@ -27,11 +27,11 @@ from transfer.wire import Want
 class PageServer:
     """Serves the first `num_pages` pages of `page_bytes` bytes in `memory`, which must outlive the server.
 
-    `layout` is the pool's fingerprint and `boot` this life of the replica (an unsigned 64-bit number). `host` is the
-    address or name that peers reach this machine by, `bind_host` the one to listen on when that differs; the port is
-    chosen by the system. The ticket also names `doors`, which stay their owner's. Raises `ValueError` for a region
-    larger than its memory, an empty secret or a `host` that is no single machine's, and `OSError` when a host is
-    unknown or cannot be listened on.
+    `layout` is the pool's fingerprint, `shape` what receivers with another one need to take parts of pages, and `boot`
+    this life of the replica (an unsigned 64-bit number). `host` is the address or name that peers reach this machine
+    by, `bind_host` the one to listen on when that differs; the port is chosen by the system. The ticket also names
+    `doors`, which stay their owner's. Raises `ValueError` for a region larger than its memory, an empty secret or a
+    `host` that is no single machine's, and `OSError` when a host is unknown or cannot be listened on.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class PageServer:
         page_bytes: int,
         num_pages: int,
         layout: str,
+        shape: PoolShape | None = None,
         host: str,
         boot: int,
         secret: bytes,
@@ -58,7 +59,13 @@ class PageServer:
         if not 0 <= boot < 2**64:
             raise ValueError(f"boot {boot} is not an unsigned 64-bit number")
         region = ServedRegion(
-            view=memory.view, fd=memory.fd, page_bytes=page_bytes, num_pages=num_pages, boot=boot, secret=secret
+            view=memory.view,
+            fd=memory.fd,
+            page_bytes=page_bytes,
+            num_pages=num_pages,
+            boot=boot,
+            secret=secret,
+            shape=shape,
         )
         self._timings = timings or TransferTimings()
         tcp_host = resolve(host)
@@ -69,6 +76,7 @@ class PageServer:
             num_pages=num_pages,
             page_bytes=page_bytes,
             layout=layout,
+            shape=shape,
             host_id=host_id(),
             shm_socket=shm_socket,
             tcp_host=tcp_host,

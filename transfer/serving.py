@@ -10,12 +10,11 @@ from __future__ import annotations
 import enum
 import logging
 import socket
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from protocol.handshake import new_nonce
-from transfer.cursor import RangeCursor
 from transfer.io_loop import READ, WRITE, IoLoop
+from transfer.served import Outgoing, ServedRegion, asked, nothing
 from transfer.transport import TransferTimings
 from transfer.wire import (
     HELLO_BYTES,
@@ -34,6 +33,7 @@ from transfer.wire import (
     encode_reply,
     encode_welcome,
 )
+from transfer.wire_grains import ASK_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -43,18 +43,6 @@ quiet machine a plain stream sent in pieces of 256 KB went at 5.3 GB/s, of 1 MB 
 machine would rather have fewer calls."""
 _TURN_BYTES = 4 << 20
 """Then the other connections have their turn."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServedRegion:
-    """What a server serves, and which life of it. `fd` is the memory's, `view` its bytes."""
-
-    view: memoryview
-    fd: int
-    page_bytes: int
-    num_pages: int
-    boot: int
-    secret: bytes
 
 
 class _State(enum.Enum):
@@ -94,6 +82,7 @@ class ServerConnection:
         self._sock = sock
         self._region = region
         self._serves = serves
+        self._want = serves
         self._clock = clock
         self._timings = timings
         self._on_proved = on_proved
@@ -106,7 +95,7 @@ class ServerConnection:
         self._head: RequestHead | None = None
         self._last_job = 0
         self._reply = b""
-        self._payload = RangeCursor(region.view, (), call_bytes=_CALL_BYTES)
+        self._payload: Outgoing = nothing(region)
         self._moved = False
         self._timer = loop.call_at(clock() + timings.handshake_s, self._handshake_late)
 
@@ -166,8 +155,9 @@ class ServerConnection:
     def _hello(self, message: bytes) -> None:
         region = self._region
         hello = decode_hello(message, region.secret, self._nonce)
-        if hello.want is not self._serves:
+        if hello.want not in region.serves(self._serves):
             raise WireError(f"this socket does not serve {hello.want.name}")
+        self._want = hello.want
         self._timer.cancel()
         status = Status.OK if hello.boot == region.boot else Status.OTHER_BOOT
         welcome = Welcome(status=status, boot=region.boot, num_pages=region.num_pages, page_bytes=region.page_bytes)
@@ -192,30 +182,28 @@ class ServerConnection:
         head = decode_request_head(message)
         if head.boot != self._region.boot or head.job <= self._last_job:
             raise WireError(f"request {head.job} to boot {head.boot}: not the next one of this connection")
-        if not 0 < head.num_runs <= self._region.num_pages:
+        if not 0 < head.num_runs <= self._region.most_runs(self._want):
             raise WireError(f"a request of {head.num_runs} runs, of a pool of {self._region.num_pages} pages")
         self._head = head
         self._last_job = head.job
         self._move_to(_State.RUNS)
-        self._wanted = head.runs_bytes
+        self._wanted = ASK_BYTES[self._want] + head.runs_bytes
 
     def _runs(self, message: bytes) -> None:
         assert self._head is not None
-        head, region = self._head, self._region
-        runs = decode_runs(self._key, head, message)
-        status = Status.OK if _are_pages(runs, head, region) else Status.BAD_PAGES
-        sent_pages = head.num_pages if status is Status.OK else 0
+        head, region, ask_bytes = self._head, self._region, ASK_BYTES[self._want]
+        runs = decode_runs(self._key, head, message, ask_bytes=ask_bytes)
+        ask = message[:ask_bytes]
+        payload = asked(region, self._want, head, ask=ask, runs=runs, call_bytes=_CALL_BYTES) or nothing(region)
         reply = Reply(
-            status=status,
+            status=Status.OK if payload.left else Status.BAD_PAGES,
             boot=region.boot,
             job=head.job,
-            num_pages=sent_pages,
-            byte_length=sent_pages * region.page_bytes,
+            num_pages=head.num_pages if payload.left else 0,
+            byte_length=payload.left,
         )
         self._reply = encode_reply(self._key, reply)
-        size = region.page_bytes
-        ranges = [(first * size, count * size) for first, count in runs] if sent_pages else []
-        self._payload = RangeCursor(region.view, ranges, call_bytes=_CALL_BYTES)
+        self._payload = payload
         self._move_to(_State.SENDING)
         self._timer = self._loop.call_at(self._clock() + self._timings.stall_s, self._check_stall)
         self._writable()
@@ -271,10 +259,3 @@ class ServerConnection:
     def _move_to(self, state: _State) -> None:
         assert state in _LEGAL[self._state], f"a page connection cannot go from {self._state} to {state}"
         self._state = state
-
-
-def _are_pages(runs: Sequence[tuple[int, int]], head: RequestHead, region: ServedRegion) -> bool:
-    """Whether the runs lie in the pool and add up to what the head says."""
-    inside = all(count > 0 and first + count <= region.num_pages for first, count in runs)
-    total = sum(count for _, count in runs)
-    return inside and total == head.num_pages <= region.num_pages and total * region.page_bytes == head.byte_length

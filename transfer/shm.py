@@ -25,6 +25,7 @@ from protocol.handshake import RegionTicket
 from transfer.client_handshake import ClientHandshake, Established, unix_address
 from transfer.copy_crew import CopyCrew
 from transfer.faults import InjectedFault
+from transfer.grains import PoolGrains
 from transfer.io_loop import IoLoop
 from transfer.jobs import PageCopy, Peer
 from transfer.landing import CopyStopped, Landing, LandingError
@@ -79,6 +80,7 @@ class ShmTransport:
     """Implements `transport.Transport` for peers with our host id."""
 
     name = "shm"
+    takes_grains = True
 
     def __init__(
         self,
@@ -242,6 +244,8 @@ class ShmTransport:
         landing, size, job = self._landing, copy.page_bytes, copy.job
         if copy.started_at is None:
             copy.started_at = self._clock()
+        if copy.peer.cut is not None:
+            return self._copy_grains(copy, PoolGrains(source, copy.peer.cut.source))
         verified = any(job.checksums)
         block_bytes = size * max(1, (_VERIFIED_BLOCK_BYTES if verified else _PLAIN_BLOCK_BYTES) // size)
         left = Spans.of_pages(job.source_pages[copy.done_pages :], job.target_pages[copy.done_pages :], size)
@@ -254,6 +258,22 @@ class ShmTransport:
                 return True
             landing.before(copy, self.name)
             landing.landed(copy, self.name, run.advance(block_bytes) // size)
+        return False
+
+    def _copy_grains(self, copy: PageCopy, source: PoolGrains) -> bool:
+        """`_copy` from a pool of another shape, by way of memory small enough for the cache."""
+        landing, size, grains = self._landing, copy.page_bytes, copy.job.source_pages
+        most = max(1, _VERIFIED_BLOCK_BYTES // size)
+        packed = np.empty(min(most, copy.num_pages - copy.done_pages) * size, dtype=np.uint8)
+        while copy.done_pages < copy.num_pages:
+            if copy.stop_requested:
+                raise CopyStopped("stopped")
+            if self._crew.should_yield(copy):
+                return True
+            landing.before(copy, self.name)
+            batch = grains[copy.done_pages : copy.done_pages + most]
+            source.gather(batch, packed)
+            landing.packed(copy, self.name, packed[: len(batch) * size])
         return False
 
     def _worked(self, copy: PageCopy, entry: _Mapped, error: str | None, *, yielded: bool) -> None:

@@ -37,6 +37,7 @@ class TcpTransport:
     """Implements `transport.Transport` for peers that serve their pages over TCP. All state is the loop's."""
 
     name = "tcp"
+    takes_grains = True
 
     def __init__(
         self,

@@ -13,20 +13,17 @@ import socket
 from collections.abc import Callable
 
 from transfer.client_handshake import ClientHandshake, Established
-from transfer.cursor import RangeCursor
 from transfer.faults import InjectedFault
 from transfer.io_loop import READ, WRITE, IoLoop
 from transfer.jobs import PageCopy, Peer
 from transfer.landing import Landing, LandingError
-from transfer.spans import runs
+from transfer.tcp_payload import Payload, encode_copy, payload_of, want_of
 from transfer.transport import TransferTimings
 from transfer.wire import (
     REPLY_BYTES,
     Status,
-    Want,
     WireError,
     decode_reply,
-    encode_request,
 )
 
 _CALL_BYTES = 1 << 20
@@ -89,11 +86,11 @@ class PageConnection:
         self._key = b""
         self._unsent = memoryview(b"")
         self._received = bytearray()
-        self._payload = RangeCursor(landing.view, (), call_bytes=_CALL_BYTES)
+        self._payload: Payload | None = None
         self._handshake = ClientHandshake(
             loop,
             (peer.ticket.tcp_host, peer.ticket.tcp_port),
-            want=Want.PAGES,
+            want=want_of(peer),
             boot=peer.address.boot,
             secret=secret,
             clock=clock,
@@ -110,14 +107,7 @@ class PageConnection:
         self.copies += 1
         copy.started_at = self._clock()
         self._move_to(ConnectionState.REPLY)
-        request = encode_request(
-            self._key,
-            boot=self._peer.address.boot,
-            job=self.copies,
-            runs=runs(copy.job.source_pages),
-            page_bytes=copy.page_bytes,
-        )
-        self._unsent = memoryview(request)
+        self._unsent = memoryview(encode_copy(self._key, copy, job=self.copies))
         try:
             self._send()
         except OSError as error:
@@ -197,16 +187,15 @@ class PageConnection:
             return
         if (reply.num_pages, reply.byte_length) != (copy.num_pages, copy.total_bytes):
             raise WireError(f"the peer wants to send {reply.byte_length} bytes instead of {copy.total_bytes}")
-        size = copy.page_bytes
-        ranges = [(first * size, count * size) for first, count in runs(copy.job.target_pages)]
-        self._payload = RangeCursor(self._landing.view, ranges, call_bytes=_CALL_BYTES)
+        self._payload = payload_of(self._landing, copy, transport=self._transport, call_bytes=_CALL_BYTES)
         self._move_to(ConnectionState.PAYLOAD)
         self._receive_payload()
 
     def _receive_payload(self) -> None:
         assert self._sock is not None
         assert self.copy is not None
-        copy, size, payload = self.copy, self.copy.page_bytes, self._payload
+        assert self._payload is not None
+        copy, payload = self.copy, self._payload
         budget = _TURN_BYTES
         while payload.left:
             if budget <= 0:
@@ -216,17 +205,16 @@ class PageConnection:
             if count == 0:
                 raise WireError("the peer closed the connection in the middle of a page")
             budget -= count
-            payload.advance(count)
-            complete = (copy.total_bytes - payload.left) // size - copy.done_pages
-            if complete:
-                self._landing.landed(copy, self._transport, complete)
+            payload.received(count)
         self._end_copy(None)
         self._become_idle()
 
     def _end_copy(self, error: str | None) -> None:
         copy, self.copy = self.copy, None
         self._unsent = memoryview(b"")
-        self._payload.drop()
+        if self._payload is not None:
+            self._payload.drop()
+            self._payload = None
         if copy is not None:
             self._on_copy_ended(self, copy, error)
 

@@ -46,6 +46,10 @@ class Transport(Protocol):
     def name(self) -> str:
         """As in configuration and in results."""
 
+    @property
+    def takes_grains(self) -> bool:
+        """Whether it can copy between pools of unequal shape (`layout.py`)."""
+
     def reaches(self, ticket: RegionTicket) -> bool:
         """Whether a peer with this ticket can be reached at all."""
 

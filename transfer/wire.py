@@ -6,7 +6,8 @@
       |-- Welcome: what it gets --------------->|      tag: so does the server
       |      over a Unix socket: the memory's file descriptor comes along, and that is all
       |      over TCP, as often as wanted:
-      |<-- Request: a job number, runs of pages-|      tag under a key of this connection alone
+      |<-- Request: a job number, runs of pages-|      tag under a key of this connection alone; of grains the
+      |                                         |      request says before the runs what they are (wire_grains.py)
       |-- Reply, then the pages' bytes -------->|      tag likewise
 
 Tags are HMAC-SHA256. A connection's key is derived from both nonces, and job numbers must rise, so nothing recorded
@@ -54,6 +55,8 @@ class Want(enum.IntEnum):
     """The file descriptor of the pool's memory."""
     PAGES = 2
     """Pages, request by request."""
+    GRAINS = 4
+    """Parts of pages, for a pool of another shape, request by request."""
     GROUP = 3
     """Requests, replies and the rendezvous of a process group that the pages themselves go through (dist/)."""
 
@@ -163,11 +166,14 @@ def connection_key(secret: bytes, server_nonce: bytes, client_nonce: bytes) -> b
 # ---- pages ----------------------------------------------------------------------------------------------------
 
 
-def encode_request(key: bytes, *, boot: int, job: int, runs: Sequence[tuple[int, int]], page_bytes: int) -> bytes:
-    """A request for `runs` of `(first page, count)`, in the order in which their bytes are wanted."""
+def encode_request(
+    key: bytes, *, boot: int, job: int, runs: Sequence[tuple[int, int]], page_bytes: int, ask: bytes = b""
+) -> bytes:
+    """A request for `runs` of `(first page, count)`, in the order in which their bytes are wanted; `ask` comes before
+    the runs."""
     num_pages = sum(count for _, count in runs)
     head = _REQUEST.pack(MAGIC, VERSION, boot, job, len(runs), num_pages, num_pages * page_bytes, b"")
-    body = np.asarray(runs, dtype=">u4").tobytes()
+    body = ask + np.asarray(runs, dtype=">u4").tobytes()
     untagged = head[:-_REQUEST_TAG_BYTES]
     return untagged + _request_tag(key, untagged, body) + body
 
@@ -186,11 +192,11 @@ def decode_request_head(data: bytes) -> RequestHead:
     )
 
 
-def decode_runs(key: bytes, head: RequestHead, data: bytes) -> list[tuple[int, int]]:
-    """The runs that follow `head`; raises `WireError` when its tag does not match both."""
+def decode_runs(key: bytes, head: RequestHead, data: bytes, *, ask_bytes: int = 0) -> list[tuple[int, int]]:
+    """The runs in `data`, which follows `head`; raises `WireError` when its tag does not match both."""
     if not hmac.compare_digest(head.tag, _request_tag(key, head.raw, data)):
         raise WireError("the request's tag is wrong")
-    return [(first, count) for first, count in np.frombuffer(data, dtype=">u4").reshape(-1, 2).tolist()]
+    return [(first, count) for first, count in np.frombuffer(data[ask_bytes:], dtype=">u4").reshape(-1, 2).tolist()]
 
 
 def encode_reply(key: bytes, reply: Reply) -> bytes:

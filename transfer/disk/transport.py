@@ -58,6 +58,7 @@ class DiskTransport:
     """Implements `transport.Transport` for peers that keep a spool in `folder`, wherever that is mounted for them."""
 
     name = "disk"
+    takes_grains = False
 
     def __init__(
         self, loop: IoLoop, landing: Landing, *, folder: Path, num_threads: int, clock: Callable[[], float]

@@ -13,7 +13,8 @@ from transfer.dist.orders import BackendName, ChannelError, Failed
 from transfer.io_loop import READ, IoLoop
 from transfer.lobby import Lobby, listen_tcp, resolve
 from transfer.memory import SharedMemory
-from transfer.serving import ServedRegion, ServerConnection
+from transfer.served import ServedRegion
+from transfer.serving import ServerConnection
 from transfer.transport import TransferTimings
 from transfer.wire import Want
 

@@ -65,6 +65,8 @@ class _Grouped:
 class GroupTransport:
     """Implements `transport.Transport` for peers with a `GroupDoor` of the same backend. All state is the loop's."""
 
+    takes_grains = False
+
     def __init__(
         self,
         backend: BackendName,

@@ -54,6 +54,7 @@ class MooncakeTransport:
     the library runs; raises `MooncakeUnavailable` where it cannot."""
 
     name = "mooncake"
+    takes_grains = False
 
     def __init__(
         self,

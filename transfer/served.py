@@ -1,0 +1,87 @@
+"""What a server has to give: a pool of pages, and what a request for pages or grains of it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from protocol.handshake import PoolShape
+from transfer.cursor import RangeCursor
+from transfer.grain_cursor import GrainCursor
+from transfer.wire import RequestHead, Want
+from transfer.wire_grains import asked_grid, expand
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedRegion:
+    """What a server serves, and which life of it. `fd` is the memory's, `view` its bytes."""
+
+    view: memoryview
+    fd: int
+    page_bytes: int
+    num_pages: int
+    boot: int
+    secret: bytes
+    shape: PoolShape | None = None
+    """None when only whole pages are served."""
+
+    def serves(self, want: Want) -> set[Want]:
+        """What may be asked for where `want` is served."""
+        return {want, Want.GRAINS} if want is Want.PAGES and self.shape is not None else {want}
+
+    def most_runs(self, want: Want) -> int:
+        """More are in no request."""
+        return self.num_pages * (self.shape.page_size if want is Want.GRAINS and self.shape is not None else 1)
+
+
+class Outgoing(Protocol):
+    """Bytes on their way to a socket."""
+
+    @property
+    def left(self) -> int:
+        """Bytes not passed yet."""
+
+    def buffers(self) -> list[memoryview]:
+        """The next bytes, in order; empty when none are left."""
+
+    def advance(self, count: int) -> None:
+        """Pass `count` bytes, at most those that `buffers` showed."""
+
+    def drop(self) -> None:
+        """Pass all that is left and let go of the memory."""
+
+
+def nothing(region: ServedRegion) -> Outgoing:
+    """No bytes at all."""
+    return RangeCursor(region.view, (), call_bytes=1)
+
+
+def asked(
+    region: ServedRegion,
+    want: Want,
+    head: RequestHead,
+    *,
+    ask: bytes,
+    runs: Sequence[tuple[int, int]],
+    call_bytes: int,
+) -> Outgoing | None:
+    """The bytes of `runs`; None when the region has no such pages or grains, or they are not what `head` says."""
+    if want is Want.GRAINS:
+        assert region.shape is not None
+        grid = asked_grid(ask, region.shape, page_bytes=region.page_bytes)
+        if grid is None or not _are_inside(runs, head, region.num_pages * grid.per_page, grid.grain_bytes):
+            return None
+        pool = region.view[: region.num_pages * region.page_bytes]
+        return GrainCursor(pool, grid, expand(runs), call_bytes=call_bytes)
+    size = region.page_bytes
+    if not _are_inside(runs, head, region.num_pages, size):
+        return None
+    return RangeCursor(region.view, [(first * size, count * size) for first, count in runs], call_bytes=call_bytes)
+
+
+def _are_inside(runs: Sequence[tuple[int, int]], head: RequestHead, most: int, size: int) -> bool:
+    """Whether the runs lie among the first `most` pages or grains of `size` bytes and add up to what the head says."""
+    inside = all(count > 0 and first + count <= most for first, count in runs)
+    total = sum(count for _, count in runs)
+    return inside and total == head.num_pages <= most and total * size == head.byte_length
