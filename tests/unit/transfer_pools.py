@@ -217,6 +217,28 @@ class Breaker:
             landed[0] ^= 1
 
 
+class Whims:
+    """Faults that a schedule turns on and off."""
+
+    def __init__(self, *, page_bytes: int) -> None:
+        self.page_bytes = page_bytes
+        self.mode = "mend"
+        self.going = threading.Event()
+        self.going.set()
+        self.held = threading.Event()  # some copy is at the gate
+
+    def before_copy(self, site: CopySite) -> None:
+        if not self.going.is_set():
+            self.held.set()
+            assert self.going.wait(WAIT_S)
+        if self.mode == "break" and site.done_bytes >= 2 * self.page_bytes:
+            raise InjectedFault("broken on purpose")
+
+    def after_copy(self, site: CopySite, landed: memoryview) -> None:
+        if self.mode == "corrupt":
+            landed[0] ^= 1
+
+
 @contextlib.contextmanager
 def closing(*things) -> Iterator[tuple]:
     """`close` all of them at the end, the last first."""
