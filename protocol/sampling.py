@@ -63,6 +63,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     """Special tokens are no text: stop strings do not see them."""
+    shown_special_ids: tuple[int, ...] = ()
+    """Special tokens that are text all the same: those that calls of tools and reasoning are marked with."""
+    include_stop: bool = False
+    """Whether the stop string or stop token that ends the text is part of it."""
     grammar: Grammar | None = None
     """Only tokens with which the output can still match are sampled. Once it matches whole, the sequence may end by an
     end-of-sequence token, whatever `ignore_eos` says, and must where nothing else can follow."""

@@ -37,7 +37,7 @@ class Delta:
 
     text: str
     events: list[TokenEvent]
-    """The tokens, without a final stop token, which is no part of the output's content."""
+    """The tokens, without a final stop token, which is no part of the output's content unless that was asked for."""
     finish: FinishReason | None
 
 
@@ -92,7 +92,7 @@ class SequenceOutput:
             self.logprob_sum += event.logprob or 0.0
             if event.position == 0:
                 self.cached_tokens = event.cached_tokens or 0
-            if event.finish is FinishReason.STOP_TOKEN:
+            if event.finish is FinishReason.STOP_TOKEN and not self.job.sampling.include_stop:
                 content = events[:-1]
             else:
                 pieces.append(self._output.push(event.token)[0])

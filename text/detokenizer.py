@@ -29,24 +29,30 @@ class IncrementalDetokenizer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = (), *, skip_special_tokens: bool = True
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int] = (),
+        *,
+        skip_special_tokens: bool = True,
+        shown_special_ids: Sequence[int] = (),
     ) -> None:
-        """`prompt_ids` may be the whole prompt or only its last tokens."""
+        """`prompt_ids` may be the whole prompt or only its last tokens; `shown_special_ids` are not skipped."""
         tail = prompt_ids[-_CONTEXT_TOKENS:]
+        skipped = tokenizer.special_ids.difference(shown_special_ids) if skip_special_tokens else frozenset[int]()
         self._strategy: _Bytes | _Window
         if tokenizer.token_bytes is not None:
-            self._strategy = _Bytes(tokenizer, tail, skip_special_tokens)
+            self._strategy = _Bytes(tokenizer, tail, skipped)
         else:
-            self._strategy = _Window(tokenizer, tail, skip_special_tokens)
+            self._strategy = _Window(tokenizer, tail, skipped)
         self.push = self._strategy.push
         self.flush = self._strategy.flush
 
 
 class _Bytes:
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int], skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int], skipped: frozenset[int]) -> None:
         assert tokenizer.token_bytes is not None
         self._table = tokenizer.token_bytes
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
+        self._skipped = skipped
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for token in context:  # so that a character begun by the prompt can be completed
             self.push(token)
@@ -61,15 +67,17 @@ class _Bytes:
 
 
 class _Window:
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int], skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int], skipped: frozenset[int]) -> None:
         self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
-        self._ids = list(context)
+        self._skipped = skipped
+        self._ids = [token for token in context if token not in skipped]
         self._held = 0
         self._emitted = self._decode(self._ids)
 
     def push(self, token: int) -> str:
         """The text that this token completes, often all of its own, sometimes none."""
+        if token in self._skipped:
+            return ""
         self._ids.append(token)
         self._held += 1
         text = self._decode(self._ids)
@@ -99,4 +107,4 @@ class _Window:
             self._ids, self._emitted = shorter, text
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=self._skip)
+        return self._tokenizer.decode(ids, skip_special_tokens=False)

@@ -19,8 +19,12 @@ class OutputText:
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], sampling: SamplingParams) -> None:
         self._detokenizer = IncrementalDetokenizer(
-            tokenizer, prompt_ids, skip_special_tokens=sampling.skip_special_tokens
+            tokenizer,
+            prompt_ids,
+            skip_special_tokens=sampling.skip_special_tokens,
+            shown_special_ids=sampling.shown_special_ids,
         )
+        self._include_stop = sampling.include_stop
         self._matcher = StopStringMatcher(sampling.stop) if sampling.stop else None
         self._unmatched_tokens = max(0, sampling.min_tokens - 1)
         """Tokens whose text passes by the stop strings: with the next one, `min_tokens` are reached."""
@@ -33,7 +37,8 @@ class OutputText:
         if self._unmatched_tokens:
             self._unmatched_tokens -= 1
             return text, None
-        return self._matcher.push(text)
+        shown, matched = self._matcher.push(text)
+        return (shown + matched if matched is not None and self._include_stop else shown), matched
 
     def flush(self) -> str:
         """What was held back: call once, when the sequence ended for another reason than a stop string."""
@@ -41,4 +46,6 @@ class OutputText:
         if self._matcher is None:
             return rest
         shown, matched = self._matcher.push(rest)
+        if matched is not None and self._include_stop:
+            shown += matched
         return shown if matched is not None else shown + self._matcher.flush()

@@ -151,3 +151,28 @@ def test_special_tokens_are_text_only_when_asked(skip: bool) -> None:
     (end,) = BYTE_LEVEL.encode("<|im_end|>", add_special_tokens=False)
     output = OutputText(BYTE_LEVEL, [], SamplingParams(stop=("<|im_end|>",), skip_special_tokens=skip))
     assert output.push(end) == (("", None) if skip else ("", "<|im_end|>"))
+
+
+@pytest.mark.parametrize("make", [byte_level, metaspace])
+def test_special_tokens_that_are_shown_all_the_same(make) -> None:
+    tokenizer = make()
+    shown, *_ = sorted(tokenizer.special_ids)
+    other = max(tokenizer.special_ids)
+    word = tokenizer.encode("the fox", add_special_tokens=False)
+    detokenizer = IncrementalDetokenizer(tokenizer, word, shown_special_ids=(shown,))
+    text = "".join(map(detokenizer.push, [*word, shown, other, *word])) + detokenizer.flush()
+    assert text.count(tokenizer.token_text(shown)) == 1
+    assert tokenizer.token_text(other) not in text
+    assert text.count("fox") == 2
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_the_stop_string_may_be_part_of_the_text(include: bool) -> None:
+    output = OutputText(BYTE_LEVEL, [], SamplingParams(stop=("fox",), include_stop=include))
+    shown, matched = "", None
+    for token in BYTE_LEVEL.encode("a fox jumps", add_special_tokens=False):
+        text, matched = output.push(token)
+        shown += text
+        if matched is not None:
+            break
+    assert (shown, matched) == ("a fox" if include else "a ", "fox")
