@@ -5,6 +5,8 @@ Each number says where it belongs: token, layer, head, K or V, dimension. Pools 
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,9 +42,11 @@ class KVWorld:
     kv_heads: int
     tokens: int
 
-    def value(self, token: int, layer: int, head: int, kv: int) -> np.ndarray:
-        first = (((token * LAYERS + layer) * self.kv_heads + head) * 2 + kv) * HEAD_DIM
-        return np.arange(first, first + HEAD_DIM, dtype=np.int32) + 1
+    @property
+    def kv(self) -> np.ndarray:
+        """int32 `[token, layer, head, 2, dim]`, all numbers different."""
+        shape = (self.tokens, LAYERS, self.kv_heads, 2, HEAD_DIM)
+        return np.arange(1, math.prod(shape) + 1, dtype=np.int32).reshape(shape)
 
     def pool(self, *, tp_rank: int, tp_size: int, page_size: int, seed: int, filled: bool = True) -> KVPool:
         local = max(1, self.kv_heads // tp_size)
@@ -66,23 +70,31 @@ class KVWorld:
             shape=shape, pages=random.permutation(num_pages)[:used].tolist(), memory=memory, page_bytes=page_bytes
         )
         if filled:
-            for token, layer, head, kv in np.ndindex(self.tokens, LAYERS, local, 2):
-                page = pool.pages[token // page_size]
-                pool.values()[page, layer, head, kv, token % page_size] = self.value(
-                    token, layer, self.head_of(shape, head), kv
-                )
+            for token, expected in enumerate(self.kv):
+                self._place(pool, token)[...] = expected[:, self.heads_of(shape)]
         return pool
 
-    def head_of(self, shape: PoolShape, local: int) -> int:
-        """The number in the model of a rank's head."""
+    def heads_of(self, shape: PoolShape) -> list[int]:
+        """The numbers in the model of a rank's heads."""
         if self.kv_heads >= shape.tp_size:
-            return shape.tp_rank * (self.kv_heads // shape.tp_size) + local
-        return shape.tp_rank // (shape.tp_size // self.kv_heads)
+            return [shape.tp_rank * shape.kv_heads + local for local in range(shape.kv_heads)]
+        return [shape.tp_rank // (shape.tp_size // self.kv_heads)]
 
     def check(self, pool: KVPool) -> None:
         """The pool has the whole sequence."""
-        values, shape = pool.values(), pool.shape
-        for token, layer, head, kv in np.ndindex(self.tokens, LAYERS, shape.kv_heads, 2):
-            found = values[pool.pages[token // shape.page_size], layer, head, kv, token % shape.page_size]
-            expected = self.value(token, layer, self.head_of(shape, head), kv)
-            assert np.array_equal(found, expected), (token, layer, head, kv)
+        for token, expected in enumerate(self.kv):
+            assert np.array_equal(self._place(pool, token), expected[:, self.heads_of(pool.shape)]), f"token {token}"
+
+    def check_untouched(self, pool: KVPool, before: np.ndarray, *, grain: int) -> None:
+        """Nothing but the sequence, in whole grains, was written since the memory was `before`."""
+        now, size = pool.memory.copy(), pool.shape.page_size
+        then = dataclasses.replace(pool, memory=before.copy())
+        changed = dataclasses.replace(pool, memory=now)
+        for token in range(min(-(-self.tokens // grain) * grain, len(pool.pages) * size)):
+            self._place(changed, token)[...] = self._place(then, token)
+        assert np.array_equal(changed.memory, then.memory)
+
+    def _place(self, pool: KVPool, token: int) -> np.ndarray:
+        """int32 `[layer, head, 2, dim]`: where the pool has a token."""
+        size = pool.shape.page_size
+        return pool.values()[pool.pages[token // size], :, :, :, token % size]

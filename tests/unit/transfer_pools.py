@@ -112,10 +112,12 @@ class ServedPool:
 class Receiver:
     """A fetcher over memory of zeroes, and the answers it gave."""
 
-    def __init__(self, *, page_bytes: int = 4096, num_pages: int = 64, secret: bytes = SECRET, **options) -> None:
+    def __init__(
+        self, *, page_bytes: int = 4096, num_pages: int = 64, secret: bytes = SECRET, layout: str = LAYOUT, **options
+    ) -> None:
         self.page_bytes = page_bytes
         self.memory = SharedMemory(page_bytes * num_pages)
-        self.fetcher = PageFetcher(memory=self.memory, page_bytes=page_bytes, layout=LAYOUT, secret=secret, **options)
+        self.fetcher = PageFetcher(memory=self.memory, page_bytes=page_bytes, layout=layout, secret=secret, **options)
         self.results: dict[object, FetchResult] = {}
         self.answers = 0
         self._changed = threading.Condition()
@@ -129,6 +131,7 @@ class Receiver:
         key: object = "job",
         checksums: Sequence[int] = (),
         deadline: float = float("inf"),
+        grain_tokens: int = 0,
     ) -> None:
         self.results.pop(key, None)
         job = FetchJob(
@@ -138,6 +141,7 @@ class Receiver:
             target_pages=target,
             checksums=checksums,
             deadline=deadline,
+            grain_tokens=grain_tokens,
         )
         self.fetcher.fetch(job, self._done)
 
