@@ -202,6 +202,7 @@ async def parse_generate(body: bytes, model: ModelText) -> tuple[Work, list[Sequ
         choices=n,
         stream=request.stream,
         timeline=request.return_timeline,
+        scoring=[None] * len(prompts),
     )
     outputs = [SequenceOutput(job, model.tokenizer) for job in work.jobs]
     many = n > 1 or (isinstance(given, list) and isinstance(given[0], str | list))

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from protocol.rooms import Job
 from protocol.sampling import Grammar, SamplingParams
+from protocol.scoring import Scoring
 from router.api.fields import ApiModel, Whole, invalid
 from router.api.grammar import response_format_grammars
 from router.api.prompts import ModelText
@@ -55,8 +56,13 @@ class OpenAIFields(SamplingFields):
         limits: Sequence[int],
         limit_name: str = "max_tokens",
         logprobs: int | None,
+        choices: int | None = None,
+        scoring: Scoring | None = None,
     ) -> Work:
-        """The work for `prompts`, each `n` times and of at most its limit of tokens, which the API calls so."""
+        """The work for `prompts`, each `n` times and of at most its limit of tokens, which the API calls so.
+
+        `choices` are more than `n` where the best are to be chosen; `scoring` is wanted of every prompt.
+        """
         # One seed for all: sequences differ by their choice, and a seed given by the client names the whole response.
         seed = model.stamp.seed if self.seed is None else self.seed
         sampling = [
@@ -76,9 +82,10 @@ class OpenAIFields(SamplingFields):
             cache_salt=self.cache_salt,
             prompts=prompts,
             sampling=sampling,
-            choices=self.n,
+            choices=self.n if choices is None else choices,
             stream=self.stream,
             timeline=self.return_timeline,
+            scoring=[scoring] * len(prompts),
         )
 
 
@@ -92,6 +99,7 @@ def make_work(
     choices: int,
     stream: bool,
     timeline: bool,
+    scoring: Sequence[Scoring | None],
 ) -> Work:
     """Prompts times choices; raises `ApiError` (400) for more sequences than one request may have."""
     total, most = len(prompts) * choices, model.config.max_sequences_per_request
@@ -107,8 +115,9 @@ def make_work(
             choice=choice,
             namespace=model.stamp.namespace(cache_salt),
             timeline=timeline,
+            scoring=scored if choice == 0 else None,  # the others' are the same
         )
-        for prompt, params in zip(prompts, sampling, strict=True)
+        for prompt, params, scored in zip(prompts, sampling, scoring, strict=True)
         for choice in range(choices)
     ]
     return Work(response_id=response_id, jobs=jobs, choices=choices, stream=stream)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import WithJsonSchema
 
 from router.api.fields import invalid, shown
 from router.config import RouterConfig
@@ -86,6 +88,19 @@ class ModelText:
     def _too_long(self, param: str, detail: str) -> ApiError:
         message = f"this model's context length is {self.config.context_length} tokens, but {detail}"
         return ApiError(400, message, param=param, code="context_length_exceeded")
+
+
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_TEXT = {"type": "string", "minLength": 1}
+TEXTS = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]}
+TOKENS = {"anyOf": [_IDS, {"type": "array", "items": _IDS, "minItems": 1}]}
+
+Texts = Annotated[Any, WithJsonSchema(TEXTS)]
+"""A text or several; for `read_prompts`."""
+Tokens = Annotated[Any, WithJsonSchema(TOKENS)]
+"""Token ids, or several lists of them; for `read_prompts`."""
+Prompts = Annotated[Any, WithJsonSchema({"anyOf": [*TEXTS["anyOf"], *TOKENS["anyOf"]]})]
+"""Either; for `read_prompts`."""
 
 
 async def read_prompts(prompt: Any, model: ModelText, *, param: str) -> list[list[int]]:

@@ -15,7 +15,12 @@ from text.tokenizer import Tokenizer
 
 DONE = b"data: [DONE]\n\n"
 
-FINISH_WORDS = {FinishReason.STOP_TOKEN: "stop", FinishReason.STOP_STRING: "stop", FinishReason.LENGTH: "length"}
+FINISH_WORDS = {
+    FinishReason.STOP_TOKEN: "stop",
+    FinishReason.STOP_STRING: "stop",
+    FinishReason.LENGTH: "length",
+    FinishReason.ABORT: "abort",
+}
 
 
 class ResponseFormat(Protocol):
@@ -86,18 +91,3 @@ def chat_logprobs(tokenizer: Tokenizer, events: Sequence[TokenEvent]) -> dict[st
 def _chat_logprob(tokenizer: Tokenizer, token: int, logprob: float | None) -> dict[str, Any]:
     raw = tokenizer.bytes_of(token)
     return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
-
-
-def completion_logprobs(tokenizer: Tokenizer, events: Sequence[TokenEvent], *, offset: int) -> dict[str, Any]:
-    """OpenAI's `logprobs` of a completion; `offset` is the length of the output's text before these tokens."""
-    tokens = [tokenizer.token_text(each.token) for each in events]
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token)
-    return {
-        "tokens": tokens,
-        "token_logprobs": [each.logprob for each in events],
-        "top_logprobs": [{tokenizer.token_text(top.token): top.logprob for top in each.top or ()} for each in events],
-        "text_offset": offsets,
-    }
