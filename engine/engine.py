@@ -23,6 +23,7 @@ from engine.batch import Piece, pack_batch
 from engine.config import EngineConfig
 from engine.counters import EngineCounters
 from engine.generation import Generations
+from engine.grammar import GrammarMismatch, MaskFiller
 from engine.interfaces import Model, TokenSampler
 from engine.kv_manager import KVManager
 from engine.kv_spec import KVPool
@@ -45,7 +46,8 @@ class Engine:
     """One model, one KV pool and the requests on it.
 
     `config` must fit `pool`, else ValueError. `stop_texts` makes the text that stop strings are looked for in
-    (`engine.stopping.stop_texts(tokenizer)`); without it, requests with stop strings are refused.
+    (`engine.stopping.stop_texts(tokenizer)`); without it, requests with stop strings are refused. So are those with
+    grammars without `masks`, which the caller closes.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Engine:
         config: EngineConfig,
         sampler: TokenSampler,
         stop_texts: StopTextFactory | None = None,
+        masks: MaskFiller | None = None,
     ) -> None:
         if (pool.num_pages, pool.spec.page_size) != (config.num_pages, config.page_size):
             raise ValueError(
@@ -68,7 +71,7 @@ class Engine:
         """Tokens a sequence may have, prompt and generated together."""
         self._model = model
         self._sampler = sampler
-        self._generations = Generations(eos_token_ids=model.config.eos_token_ids, stop_texts=stop_texts)
+        self._generations = Generations(eos_token_ids=model.config.eos_token_ids, stop_texts=stop_texts, masks=masks)
         self._memory = KVManager(
             num_pages=config.num_pages, page_size=config.page_size, enable_prefix_cache=config.enable_prefix_cache
         )
@@ -184,7 +187,7 @@ class Engine:
         except LogitsError as error:
             # Nothing was taken from this batch, so the next step computes the other requests' part of it again.
             for row in error.rows:
-                self._fail(sampling[row], "the model gave no finite logits for this request", output)
+                self._fail(sampling[row], _no_token(sampling[row]), output)
             return output
         except PromptLogitsError as error:
             self._fail(error.request, "the model gave no finite logits within the prompt of this request", output)
@@ -221,19 +224,23 @@ class Engine:
             for item in work
         ]
         batch = pack_batch(pieces, page_size=self.config.page_size)
+        rows = self._generations.begin(sampling)
         logits = self._model.forward(batch, self.pool)
         scored: list[Scored] = []
         if any(item.scored for item in work):
             scored, logits = score_prompts(self._sampler, work, logits)
         if not sampling:
             return [], scored
-        return self._sampler.sample(logits, [self._generations.row(request) for request in sampling]), scored
+        return self._sampler.sample(logits, rows, self._generations.masks()), scored
 
     def _take(self, request: Request, sampled: Sampled, output: StepOutput) -> None:
         """Add a sampled token to its request and move the request on."""
         position = request.num_generated
         try:
             ended = self._generations.check(request, sampled.token)
+        except GrammarMismatch as error:
+            self._fail(request, str(error), output)
+            return
         except Exception as error:
             _LOG.exception("the text of request %r failed", request.key)
             self._fail(request, f"making text of token {sampled.token} failed: {error!r}", output)
@@ -306,6 +313,8 @@ class Engine:
         if request.key in self._requests or request.key in self._memory.quarantined:
             raise ValueError(f"there is a request {request.key!r} already; keys must differ")
         check_vocabulary(request, vocab_size=self._model.config.vocab_size)
+        if request.sampling.grammar is not None and (request.constraint is None or not self._generations.has_masks):
+            raise ValueError(f"request {request.key!r} has a grammar that nobody compiled, so it cannot be followed")
         request.limit = sequence_limit(request, max_context=self.max_context, has_text=self._generations.has_text)
 
     def _register(self, request: Request) -> None:
@@ -331,3 +340,9 @@ class Engine:
         self._stalled = False
         del self._requests[request.key]
         self._generations.forget(request.key)
+
+
+def _no_token(request: Request) -> str:
+    if request.constraint is None:
+        return "the model gave no finite logits for this request"
+    return "no token can follow in the grammar of this request, or the model gave no finite logits"

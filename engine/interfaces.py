@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from engine.batch import Batch
+from engine.grammar import RowMasks
 from engine.kv_spec import KVPool
 from engine.sampling import RowScores, Sampled, SampleRow
 
@@ -40,8 +41,9 @@ class Model(Protocol):
 class TokenSampler(Protocol):
     """Logits to tokens. `engine.sampling.LogitsError` names rows from which none can be chosen."""
 
-    def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
-        """One token for each row of `logits` float32 `[rows, vocab]`, which are scratch afterwards."""
+    def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow], masks: RowMasks | None = None) -> list[Sampled]:
+        """One token for each row of `logits` float32 `[rows, vocab]`, which are scratch afterwards; only tokens that
+        `masks` leaves."""
 
     def score(
         self, logits: torch.Tensor, tokens: npt.NDArray[np.int64], *, top: int, named: Sequence[int], ranks: bool

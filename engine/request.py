@@ -21,6 +21,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from engine.grammar import Constraint
 from engine.page_table import PageTable
 from protocol.sampling import SamplingParams
 from protocol.scoring import Scoring
@@ -54,6 +55,7 @@ class Request:
 
     `key` names the request in its engine. `logged` are tokens generated elsewhere before; generation goes on after
     them. With `retain` the request is prefill-only: after its first token its pages are kept until `Engine.release`.
+    `constraint` is the place in its grammar after `logged`, if `sampling` has one.
     With `scoring` the prompt's tokens are scored as they are computed. `arrival` orders requests by age, in any unit
     that grows; equal ones go by order of registration. Raises ValueError for an empty prompt.
     """
@@ -69,6 +71,7 @@ class Request:
         namespace: str = "",
         retain: bool = False,
         arrival: float = 0.0,
+        constraint: Constraint | None = None,
         scoring: Scoring | None = None,
     ) -> None:
         if not prompt:
@@ -77,6 +80,7 @@ class Request:
             raise ValueError("a prompt after which tokens are logged has been scored before; leave scoring out")
         self.key = key
         self.sampling = sampling
+        self.constraint = constraint
         self.choice = choice
         self.namespace = namespace
         self.retain = retain

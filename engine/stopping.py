@@ -47,7 +47,7 @@ class Stopper:
     def __init__(self, request: Request, *, eos_token_ids: Iterable[int], stop_texts: StopTextFactory | None) -> None:
         sampling = request.sampling
         ends = set(sampling.stop_token_ids)
-        if not sampling.ignore_eos:
+        if not sampling.ignore_eos or sampling.grammar is not None:  # a grammar can demand its end
             ends.update(eos_token_ids)
         self._ends = frozenset(ends)
         self._limit = request.limit

@@ -49,6 +49,10 @@ class Likeliest:
 class Chooser(Protocol):
     """Reads logits float32 `[rows, vocab]`, contiguous, NaN counting as -inf."""
 
+    def mask(self, logits: torch.Tensor, rows: npt.NDArray[np.int64], bits: torch.Tensor) -> None:
+        """Set logits of row `rows[i]` to -inf in place where `bits[i]` is 0: bit `t % 32` of int32 word `t // 32` is
+        token `t`'s. The words are in the CPU's memory and cover the vocabulary."""
+
     def greedy(self, logits: torch.Tensor) -> npt.NDArray[np.int64]:
         """The first maximum of each row, `[rows]`; -1 where no logit is finite."""
 
@@ -61,6 +65,14 @@ class Chooser(Protocol):
 
 class TorchChooser:
     """Chooses with torch operations, on whatever device the logits are."""
+
+    def mask(self, logits: torch.Tensor, rows: npt.NDArray[np.int64], bits: torch.Tensor) -> None:
+        device = logits.device
+        shifts = torch.arange(32, dtype=torch.int32, device=device)
+        words = bits.to(device)
+        banned = ((words[:, :, None] >> shifts) & 1 == 0).flatten(1)[:, : logits.shape[1]]
+        places = torch.from_numpy(rows).to(device)
+        logits[places] = logits[places].masked_fill(banned, -torch.inf)
 
     def greedy(self, logits: torch.Tensor) -> npt.NDArray[np.int64]:
         return _first_argmax(logits)

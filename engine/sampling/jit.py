@@ -15,6 +15,11 @@ class JitChooser:
     def __init__(self) -> None:
         self._torch = TorchChooser()
 
+    def mask(self, logits: torch.Tensor, rows: npt.NDArray[np.int64], bits: torch.Tensor) -> None:
+        from engine.sampling.jit_kernel import mask_rows
+
+        mask_rows(logits.numpy(), rows, bits.numpy())
+
     def greedy(self, logits: torch.Tensor) -> npt.NDArray[np.int64]:
         return self._torch.greedy(logits)
 

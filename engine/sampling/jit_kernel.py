@@ -32,6 +32,19 @@ def choose_rows(logits, temperature, top_k, top_p, min_p_log, keys, tokens):  # 
 
 
 @numba.njit(cache=True, nogil=True)
+def mask_rows(logits, rows, bits):  # type: ignore[no-untyped-def]
+    """Row `rows[i]` of `logits` becomes -inf where `bits[i]` int32 `[words]` is 0."""
+    for place in range(len(rows)):
+        row = logits[rows[place]]
+        for start in range(0, len(row), 32):
+            word = bits[place, start // 32]
+            if word != -1:
+                for i in range(start, min(start + 32, len(row))):
+                    if (word >> (i - start)) & 1 == 0:
+                        row[i] = -np.inf
+
+
+@numba.njit(cache=True, nogil=True)
 def _edge(scaled, best, top_k, top_p):  # type: ignore[no-untyped-def]
     """The lowest value that top-k and top-p keep, searched first among the values near the best."""
     by_rank = 0 < top_k < len(scaled)

@@ -36,6 +36,9 @@ class KernelChooser:
         self._greedy = library.pd_greedy
         self._greedy.argtypes = (pointer, i64, i64, pointer, i32)
         self._greedy.restype = None
+        self._mask = library.pd_mask
+        self._mask.argtypes = (pointer, i64, pointer, i64, pointer, i64, i32)
+        self._mask.restype = None
         self._draw = library.pd_draw
         self._draw.argtypes = (pointer, i64, i64, pointer, pointer, pointer, i32)
         self._draw.restype = None
@@ -47,6 +50,13 @@ class KernelChooser:
         self._likeliest.restype = None
         self._threads = num_threads
         self._scratch = np.empty(0, np.float32)
+
+    def mask(self, logits: torch.Tensor, rows: npt.NDArray[np.int64], bits: torch.Tensor) -> None:
+        _, vocab_size = _checked(logits)
+        assert bits.dtype is torch.int32, "the kernel reads words of 32 bits"
+        assert bits.is_contiguous(), "the kernel reads dense rows"
+        address, words, threads = bits.data_ptr(), bits.shape[1], self._threads
+        self._mask(logits.data_ptr(), vocab_size, rows.ctypes.data, len(rows), address, words, threads)
 
     def greedy(self, logits: torch.Tensor) -> npt.NDArray[np.int64]:
         rows, vocab_size = _checked(logits)

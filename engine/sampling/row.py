@@ -93,6 +93,8 @@ class SampleRow:
         self.bias_values = biases.clip(-_MOST_BIAS, _MOST_BIAS).astype(np.float32)
         stops = set(params.stop_token_ids) | (set() if params.ignore_eos else set(eos_token_ids))
         self._stop_ids = np.fromiter(sorted(stops), np.int64, len(stops))
+        self._constrained = params.grammar is not None
+        self._unwanted = tuple(eos_token_ids) if params.ignore_eos else ()
         self._sequence_key = sequence_key(params.seed, choice)
 
     def append(self, token: int) -> None:
@@ -103,13 +105,23 @@ class SampleRow:
 
     @property
     def banned_ids(self) -> npt.NDArray[np.int64]:
-        """Stop tokens, while `min_tokens` is not reached; else none."""
-        return self._stop_ids if self.position < self.params.min_tokens else self._stop_ids[:0]
+        """Stop tokens, while `min_tokens` is not reached; else none. A grammar has `avoided_ids` instead."""
+        return self._stop_ids if self._is_early and not self._constrained else self._stop_ids[:0]
+
+    @property
+    def avoided_ids(self) -> Sequence[int]:
+        """Tokens that may only be sampled where the grammar leaves no other: the end of a grammar goes before
+        `min_tokens` and `ignore_eos`."""
+        return (*self._unwanted, *self._stop_ids.tolist()) if self._is_early else self._unwanted
+
+    @property
+    def _is_early(self) -> bool:
+        return self.position < self.params.min_tokens
 
     @property
     def edits_logits(self) -> bool:
         """Whether penalties, biases or bans change this row's logits now."""
-        return self.counts is not None or len(self.bias_ids) > 0 or self.position < self.params.min_tokens
+        return self.counts is not None or len(self.bias_ids) > 0 or len(self.banned_ids) > 0
 
     @property
     def noise_key(self) -> tuple[int, int]:

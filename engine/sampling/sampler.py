@@ -1,8 +1,8 @@
 """Logits to tokens for a whole batch, and their log-probabilities.
 
-The order of operations: penalties, biases and bans (`edits.py`); then temperature, filters, noise and argmax
-(`choose.py`). Log-probabilities are of the logits before all of that. Every step treats each row by itself, so a
-row's token depends on its own logits and `SampleRow` alone, not on the batch it is in.
+The order of operations: penalties, biases and bans (`edits.py`); the masks of grammars; then temperature, filters,
+noise and argmax (`choose.py`). Log-probabilities are of the logits before all of that. Every step treats each row by
+itself, so a row's token depends on its own logits, mask and `SampleRow` alone, not on the batch it is in.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine.grammar import RowMasks
 from engine.kernels.build import KernelBuildError
 from engine.sampling.choose import Choice, Chooser, TorchChooser
 from engine.sampling.edits import edit_logits
@@ -43,8 +44,9 @@ class Sampler:
         self._chooser = chooser or _fastest_chooser(device, num_threads)
 
     @torch.inference_mode()
-    def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
-        """One token for each row of `logits` float32 `[rows, vocab]`, which is scratch afterwards.
+    def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow], masks: RowMasks | None = None) -> list[Sampled]:
+        """One token for each row of `logits` float32 `[rows, vocab]`, which is scratch afterwards, among those that
+        `masks` leaves.
 
         Raises `LogitsError` naming the rows from which nothing can be chosen.
         """
@@ -55,9 +57,11 @@ class Sampler:
         asking = [index for index, row in enumerate(rows) if row.params.logprobs is not None]
         edited = any(row.edits_logits for row in rows)
         # Edits spoil the raw logits that log-probabilities are made of.
-        raw = logits if len(asking) == len(rows) and not edited else logits[asking]
+        raw = logits if len(asking) == len(rows) and not edited and masks is None else logits[asking]
         if edited:
             edit_logits(logits, rows)
+        if masks is not None:
+            self._chooser.mask(logits, masks.rows, masks.bits)
         if all(row.greedy for row in rows):
             chosen = self._chooser.greedy(logits)
         else:

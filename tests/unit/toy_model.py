@@ -16,6 +16,7 @@ import torch
 from engine.batch import Batch
 from engine.config import EngineConfig
 from engine.engine import Engine
+from engine.grammar import RowMasks
 from engine.interfaces import TokenSampler
 from engine.kv_spec import KVCacheSpec, KVPool
 from engine.sampling import RowScores, Sampled, Sampler, SampleRow
@@ -84,7 +85,8 @@ class ToyModel:
 class GreedySampler:
     """The most likely token, whatever the parameters say."""
 
-    def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
+    def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow], masks: RowMasks | None = None) -> list[Sampled]:
+        assert masks is None
         assert len(rows) == logits.shape[0]
         return [Sampled(token=token, logprob=None, top=None) for token in logits.argmax(dim=-1).tolist()]
 

@@ -69,6 +69,28 @@ inline float scale_row(const float* logits, float temperature, float* scaled, in
     return best;
 }
 
+// ---- masks ----------------------------------------------------------------------------------------------------------
+
+// Logits of tokens whose bit is 0 become -inf. `bits` has a word for each 32 tokens, the lowest bit first.
+inline void mask_row(float* logits, const uint32_t* bits, int64_t size) {
+    VecBits lanes;
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane;
+    for (int64_t start = 0; start < size; start += 32) {
+        const uint32_t word = bits[start / 32];
+        if (word == ~0u) continue;
+        if (start + 32 > size) {
+            for (int64_t i = start; i < size; ++i)
+                if (!(word >> (i - start) & 1)) logits[i] = -kInfinity;
+            continue;
+        }
+        for (int half = 0; half < 32; half += kLanes) {
+            float* const place = logits + start + half;
+            const VecBits kept = ((word >> half) - VecBits{}) >> lanes & 1;
+            store(place, kept != VecBits{} ? load(place) : splat(-kInfinity));
+        }
+    }
+}
+
 // ---- filters --------------------------------------------------------------------------------------------------------
 
 // Copies the values at or above `cut` to `out`, which has room for kLanes more; returns how many.
