@@ -74,41 +74,41 @@ static inline void foresee(const uint8_t *to, const uint8_t *from, int64_t nbyte
     }
 }
 
-/* -1, or the first span that is not inside both memories. */
-__attribute__((visibility("default"))) int64_t pd_check_spans(int64_t target_bytes, int64_t source_bytes,
-                                                              const int64_t *targets, const int64_t *sources,
+/* -1, or the first of `count` spans that is not inside a memory of `nbytes` bytes. */
+__attribute__((visibility("default"))) int64_t pd_check_spans(int64_t nbytes, const int64_t *offsets,
                                                               const int64_t *lengths, int64_t count) {
-    for (int64_t i = 0; i < count; i++) {
-        const int64_t length = lengths[i];
-        if (length < 0 || targets[i] < 0 || sources[i] < 0 || length > target_bytes || length > source_bytes ||
-            targets[i] > target_bytes - length || sources[i] > source_bytes - length)
-            return i;
-    }
+    for (int64_t i = 0; i < count; i++)
+        if (lengths[i] < 0 || offsets[i] < 0 || lengths[i] > nbytes || offsets[i] > nbytes - lengths[i]) return i;
     return -1;
 }
 
 /* Copies the next `max_bytes` bytes of spans that were checked, or what is left of them; returns how many. `place` is
- * the span and the byte in it that is next, before and after. */
+ * the span and the byte in it that is next, before and after. On a side without offsets the bytes of this call lie one
+ * behind the other from its beginning. */
 __attribute__((visibility("default"))) int64_t pd_copy_spans(uint8_t *target, const uint8_t *source,
                                                              const int64_t *targets, const int64_t *sources,
                                                              const int64_t *lengths, int64_t count, int64_t *place,
                                                              int streaming, int64_t max_bytes) {
-    int64_t i = place[0], at = place[1], left = max_bytes;
-    while (i < count && left > 0) {
-        const int64_t then = i + SPANS_AHEAD;
-        if (at == 0 && then < count) foresee(target + targets[then], source + sources[then], lengths[then]);
-        const uint8_t *next = source + sources[i + 1 < count ? i + 1 : i];
-        const int64_t rest = lengths[i] - at, length = rest < left ? rest : left;
+    int64_t i = place[0], at = place[1], done = 0;
+    while (i < count && done < max_bytes) {
+        const int64_t then = i + SPANS_AHEAD, following = i + 1 < count ? i + 1 : i;
+        if (at == 0 && then < count)
+            foresee(targets ? target + targets[then] : target + done, sources ? source + sources[then] : source + done,
+                    lengths[then]);
+        const int64_t rest = lengths[i] - at, room = max_bytes - done, length = rest < room ? rest : room;
+        uint8_t *to = target + (targets ? targets[i] + at : done);
+        const uint8_t *from = source + (sources ? sources[i] + at : done);
+        const uint8_t *next = sources ? source + sources[following] : from + length;
         if (streaming)
-            copy_span(target + targets[i] + at, source + sources[i] + at, length, next, 1);
+            copy_span(to, from, length, next, 1);
         else
-            copy_span(target + targets[i] + at, source + sources[i] + at, length, next, 0);
-        left -= length, at += length;
+            copy_span(to, from, length, next, 0);
+        done += length, at += length;
         if (at == lengths[i]) i++, at = 0;
     }
     place[0] = i, place[1] = at;
 #if defined(__SSE2__)
     if (streaming) _mm_sfence(); /* or the bytes could come after the news of them */
 #endif
-    return max_bytes - left;
+    return done;
 }

@@ -10,16 +10,18 @@ be moved as `Spans`; copy it piece by piece:
         moved = run.advance(4 << 20)
 
 Other Python threads run while `advance` copies. It cannot be ended before its end: a few megabytes, well under a
-millisecond, are a good size, and the caller decides between two calls whether to go on. Spans may have any offset and
-length; they are quickest where target and length are multiples of 64 bytes. Where no compiler is, the same is done span
-by span in Python: slower for small spans, equal for large ones.
+millisecond, are a good size, and the caller decides between two calls whether to go on. `gather` and `scatter` are for
+bytes that lie one behind the other on one side, in a buffer that a socket is served from, say. Spans may have any
+offset and length; they are quickest where target and length are multiples of 64 bytes. Where no compiler is, the same
+is done span by span in Python: slower for small spans, equal for large ones.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,70 +68,104 @@ class Spans:
         return int(self.lengths.sum())
 
 
-class SpanRun:
-    """`spans` on their way, made by `SpanCopier.begin`. Refers to both memories until it goes; one thread at a time."""
+class _Place:
+    """How far a list of spans has been copied. Refers to the memories until it goes; one thread at a time."""
+
+    def __init__(self, lengths: Numbers) -> None:
+        self.left = int(lengths.sum())
+        """Bytes not copied yet."""
+        self._lengths = lengths
+        self._next = (_I64 * 2)()  # span, and byte in it
+
+    def _steps(self, max_bytes: int) -> Iterator[tuple[int, int, int]]:
+        """The span, the byte in it and the number of bytes of each copy that makes up the next `max_bytes` bytes."""
+        index, at = self._next
+        while index < len(self._lengths) and max_bytes > 0:
+            length = int(self._lengths[index])
+            count = min(length - at, max_bytes)
+            yield index, at, count
+            max_bytes, at = max_bytes - count, at + count
+            if at == length:
+                index, at = index + 1, 0
+        self._next[0], self._next[1] = index, at
+
+
+class SpanRun(_Place):
+    """`spans` on their way, made by `SpanCopier.begin`."""
 
     def __init__(
         self, library: ctypes.CDLL | None, target: Bytes, source: Bytes, spans: Spans, *, streaming: bool
     ) -> None:
+        super().__init__(spans.lengths)
         assert target.flags.writeable
-        assert target.flags.c_contiguous
-        assert source.flags.c_contiguous
-        self.left = spans.nbytes
-        """Bytes not copied yet."""
+        _check(library, target, spans.targets, spans.lengths, "target")
+        _check(library, source, spans.sources, spans.lengths, "source")
+        self._library = library
         self._memories = (target, source)
         self._spans = spans
-        self._place = (_I64 * 2)()  # the next span, and the next byte in it
-        self._native = None if library is None else library.pd_copy_spans
-        tables = [array.ctypes.data for array in (spans.targets, spans.sources, spans.lengths)]
-        count = len(spans.lengths)
-        wrong = _first_outside(library, target.nbytes, source.nbytes, spans, tables)
-        if wrong >= 0:
-            raise ValueError(
-                f"span {wrong}, {spans.lengths[wrong]} bytes from {spans.sources[wrong]} to {spans.targets[wrong]}, "
-                f"is not inside a source of {source.nbytes} and a target of {target.nbytes} bytes"
-            )
-        self._arguments = (target.ctypes.data, source.ctypes.data, *tables, count, self._place, streaming)
+        addresses = (target, source, spans.targets, spans.sources, spans.lengths)
+        self._arguments = (*(a.ctypes.data for a in addresses), len(spans.lengths), self._next, streaming)
 
     def advance(self, max_bytes: int) -> int:
         """Copy the next `max_bytes` bytes, in the order of the spans, or what is left; how many that were."""
-        if self._native is not None:
-            moved = int(self._native(*self._arguments, max_bytes))
+        if self._library is not None:
+            moved = int(self._library.pd_copy_spans(*self._arguments, max_bytes))
         else:
-            moved = self._advance_in_python(max_bytes)
+            (target, source), spans, moved = self._memories, self._spans, 0
+            for index, at, count in self._steps(max_bytes):
+                to, start = int(spans.targets[index]) + at, int(spans.sources[index]) + at
+                target[to : to + count] = source[start : start + count]
+                moved += count
         self.left -= moved
         return moved
 
-    def _advance_in_python(self, max_bytes: int) -> int:
-        (target, source), spans, room = self._memories, self._spans, max_bytes
-        index, at = self._place
-        while index < len(spans.lengths) and room > 0:
-            start, to = int(spans.sources[index]) + at, int(spans.targets[index]) + at
-            count = min(int(spans.lengths[index]) - at, room)
-            target[to : to + count] = source[start : start + count]
-            room, at = room - count, at + count
-            if at == spans.lengths[index]:
-                index, at = index + 1, 0
-        self._place[0], self._place[1] = index, at
-        return max_bytes - room
+
+class PackedRun(_Place):
+    """The bytes of some spans of one memory, one behind the other: made by `SpanCopier.gather` and `scatter`."""
+
+    def __init__(
+        self, library: ctypes.CDLL | None, memory: Bytes, offsets: Numbers, lengths: Numbers, *, scatters: bool
+    ) -> None:
+        super().__init__(lengths)
+        assert memory.flags.writeable or not scatters
+        _check(library, memory, offsets, lengths, "target" if scatters else "source")
+        self._library = library
+        self._memory = memory
+        self._offsets = offsets
+        self._scatters = scatters
+
+    def advance(self, packed: memoryview) -> int:
+        """Gather the next bytes into `packed`, or scatter the bytes of `packed` to where the next ones belong; how many
+        that were, fewer than `packed` has only at the end."""
+        buffer = np.frombuffer(packed, dtype=np.uint8)
+        if self._library is None:
+            moved = 0
+            for index, at, count in self._steps(len(buffer)):
+                start = int(self._offsets[index]) + at
+                one, other = self._memory[start : start + count], buffer[moved : moved + count]
+                if self._scatters:
+                    one[:] = other
+                else:
+                    other[:] = one
+                moved += count
+        else:
+            ours, offsets = self._memory.ctypes.data, self._offsets.ctypes.data
+            sides = (
+                (ours, buffer.ctypes.data, offsets, None)
+                if self._scatters
+                else (buffer.ctypes.data, ours, None, offsets)
+            )
+            rest = (self._lengths.ctypes.data, len(self._lengths), self._next, False, len(buffer))
+            moved = int(self._library.pd_copy_spans(*sides, *rest))
+        self.left -= moved
+        return moved
 
 
 class SpanCopier:
     """Has no state but the library; may be used by any number of threads. `native=False` does without the library."""
 
     def __init__(self, *, native: bool = True) -> None:
-        self._library: ctypes.CDLL | None = None
-        if native:
-            try:
-                self._library = load_library("span_copy")
-            except NativeUnavailable as error:
-                logger.warning("spans are copied by Python, which is slower for small ones: %s", error)
-        if self._library is not None:
-            tables = (_PTR, _PTR, _PTR, _I64)
-            self._library.pd_check_spans.argtypes = (_I64, _I64, *tables)
-            self._library.pd_check_spans.restype = _I64
-            self._library.pd_copy_spans.argtypes = (_PTR, _PTR, *tables, _PTR, ctypes.c_int, _I64)
-            self._library.pd_copy_spans.restype = _I64
+        self._library = _library() if native else None
 
     @property
     def is_native(self) -> bool:
@@ -144,20 +180,42 @@ class SpanCopier:
         """
         return SpanRun(self._library, target, source, spans, streaming=streaming)
 
-    def copy(self, target: Bytes, source: Bytes, spans: Spans, *, streaming: bool) -> None:
-        """Copy all of `spans` at once."""
-        run = self.begin(target, source, spans, streaming=streaming)
-        run.advance(run.left)
+    def gather(self, source: Bytes, offsets: Numbers, lengths: Numbers) -> PackedRun:
+        """Make ready to pack these spans of `source`. Raises `ValueError` for one that is not inside."""
+        return PackedRun(self._library, source, offsets, lengths, scatters=False)
+
+    def scatter(self, target: Bytes, offsets: Numbers, lengths: Numbers) -> PackedRun:
+        """Make ready to put packed bytes into these spans of `target`. Raises `ValueError` for one that is not
+        inside."""
+        return PackedRun(self._library, target, offsets, lengths, scatters=True)
 
 
-def _first_outside(
-    library: ctypes.CDLL | None, target_bytes: int, source_bytes: int, spans: Spans, tables: list[int]
-) -> int:
-    """The first span that is not inside both memories; -1 when there is none."""
+@functools.cache  # a loaded library is its process's anyway
+def _library() -> ctypes.CDLL | None:
+    try:
+        library = load_library("span_copy")
+    except NativeUnavailable as error:
+        logger.warning("spans are copied by Python, which is slower for small ones: %s", error)
+        return None
+    library.pd_check_spans.argtypes = (_I64, _PTR, _PTR, _I64)
+    library.pd_check_spans.restype = _I64
+    library.pd_copy_spans.argtypes = (_PTR, _PTR, _PTR, _PTR, _PTR, _I64, _PTR, ctypes.c_int, _I64)
+    library.pd_copy_spans.restype = _I64
+    return library
+
+
+def _check(library: ctypes.CDLL | None, memory: Bytes, offsets: Numbers, lengths: Numbers, whose: str) -> None:
+    """Raises `ValueError` when a span is not inside `memory`."""
+    assert memory.flags.c_contiguous
+    count, wrong = len(lengths), -1
     if library is not None:
-        return int(library.pd_check_spans(target_bytes, source_bytes, *tables, len(spans.lengths)))
-    columns = (spans.targets.tolist(), spans.sources.tolist(), spans.lengths.tolist())
-    for index, (to, start, length) in enumerate(zip(*columns, strict=True)):
-        if min(to, start, length) < 0 or to + length > target_bytes or start + length > source_bytes:
-            return index
-    return -1
+        wrong = int(library.pd_check_spans(memory.nbytes, offsets.ctypes.data, lengths.ctypes.data, count))
+    else:
+        pairs = zip(offsets.tolist(), lengths.tolist(), strict=True)
+        outside = (i for i, (at, length) in enumerate(pairs) if min(at, length) < 0 or at + length > memory.nbytes)
+        wrong = next(outside, -1)
+    if wrong >= 0:
+        raise ValueError(
+            f"span {wrong} of {count}, {lengths[wrong]} bytes at {offsets[wrong]}, is not inside a {whose} of "
+            f"{memory.nbytes} bytes"
+        )

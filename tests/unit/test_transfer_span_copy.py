@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import numpy as np
@@ -47,7 +48,8 @@ def test_bytes_land_where_they_belong_and_nowhere_else(copier, streaming, listed
     expected, found = np.zeros(SIZE, dtype=np.uint8), np.zeros(SIZE, dtype=np.uint8)
     for source, target, length in listed:
         expected[target : target + length] = SOURCE[source : source + length]
-    copier.copy(found, SOURCE, as_spans(listed), streaming=streaming)
+    run = copier.begin(found, SOURCE, as_spans(listed), streaming=streaming)
+    assert run.advance(run.left) == sum(length for _, _, length in listed)
     assert np.array_equal(found, expected)
 
 
@@ -73,22 +75,52 @@ def test_a_run_copies_as_much_as_it_is_told_and_in_order(copier, listed, sizes):
 
 
 @pytest.mark.parametrize("copier", COPIERS.values(), ids=COPIERS)
+@settings(max_examples=60, deadline=None)
+@given(listed=span_lists(), sizes=st.lists(st.integers(1, 30_000), min_size=1))
+def test_what_is_gathered_and_scattered_by_any_pieces_is_the_same(copier, listed, sizes):
+    spans = as_spans(listed)
+    gather = copier.gather(SOURCE, spans.sources, spans.lengths)
+    expected, found = np.zeros(SIZE, dtype=np.uint8), np.zeros(SIZE, dtype=np.uint8)
+    scatter = copier.scatter(found, spans.targets, spans.lengths)
+    for step in itertools.count():
+        if not gather.left:
+            break
+        packed = bytearray(b"!" * sizes[step % len(sizes)])
+        moved = gather.advance(memoryview(packed))
+        assert moved == min(len(packed), scatter.left)
+        assert set(packed[moved:]) <= set(b"!")
+        assert scatter.advance(memoryview(packed)[:moved].toreadonly()) == moved
+        assert gather.left == scatter.left
+    for source, target, length in listed:
+        expected[target : target + length] = SOURCE[source : source + length]
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("copier", COPIERS.values(), ids=COPIERS)
 @pytest.mark.parametrize(
-    "span",
-    [(-1, 0, 4), (0, -1, 4), (0, 0, -4), (97, 0, 4), (0, 47, 4), (0, 0, 51), (2**63 - 2, 0, 4), (0, 2**63 - 2, 4)],
+    ("offset", "length"), [(-1, 4), (0, -4), (47, 4), (0, 51), (2**63 - 2, 4), (-(2**63), 4), (4, 2**63 - 1)]
 )
-def test_a_span_outside_of_either_memory_is_refused(copier, span):
-    target = np.zeros(50, dtype=np.uint8)
-    spans = as_spans([(0, 0, 10), span])
-    with pytest.raises(ValueError, match=f"span 1, {span[2]} bytes from {span[0]} to {span[1]}, is not inside"):
-        copier.begin(target, SOURCE[:100], spans, streaming=True)
+def test_a_span_outside_of_its_memory_is_refused(copier, offset, length):
+    small, good = np.zeros(50, dtype=np.uint8), [0, 0]
+    bad, lengths = np.array([0, offset], dtype=np.int64), np.array([10, length], dtype=np.int64)
+    error = rf"span 1 of 2, {length} bytes at {offset}, is not inside a "
+    with pytest.raises(ValueError, match=error + "target of 50"):
+        copier.begin(small, SOURCE, Spans.of(good, bad, lengths), streaming=True)
+    with pytest.raises(ValueError, match=rf"span 1 of 2, {length} bytes"):
+        copier.begin(np.zeros(100, dtype=np.uint8), small, Spans.of(bad, good, lengths), streaming=True)
+    with pytest.raises(ValueError, match=error + "source of 50"):
+        copier.gather(small, bad, lengths)
+    with pytest.raises(ValueError, match=error + "target of 50"):
+        copier.scatter(small, bad, lengths)
 
 
 def test_memory_that_is_read_only_is_never_written():
     target = np.zeros(50, dtype=np.uint8)
     target.flags.writeable = False
     with pytest.raises(AssertionError):
-        COPIERS["native"].copy(target, SOURCE, as_spans([(0, 0, 10)]), streaming=False)
+        COPIERS["native"].begin(target, SOURCE, as_spans([(0, 0, 10)]), streaming=False)
+    with pytest.raises(AssertionError):
+        COPIERS["native"].scatter(target, *(as_spans([(0, 0, 10)]).lengths,) * 2)
 
 
 def test_lists_of_unequal_length_are_refused():
