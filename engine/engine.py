@@ -23,7 +23,8 @@ from engine.batch import Piece, pack_batch
 from engine.config import EngineConfig
 from engine.counters import EngineCounters
 from engine.generation import Generations
-from engine.grammar import GrammarMismatch, MaskFiller
+from engine.grammar.constraint import GrammarMismatch
+from engine.grammar.masks import MaskFiller
 from engine.interfaces import Model, TokenSampler
 from engine.kv_manager import KVManager
 from engine.kv_spec import KVPool

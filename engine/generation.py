@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from engine.grammar import MaskFiller, RowMasks
-from engine.grammar.masks import MaskedRow
+from engine.grammar.masks import MaskedRow, MaskFiller, RowMasks
 from engine.request import Request
 from engine.sampling import SampleRow
 from engine.stopping import Ending, Stopper, StopTextFactory

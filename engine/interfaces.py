@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from engine.batch import Batch
-from engine.grammar import RowMasks
+from engine.grammar.masks import RowMasks
 from engine.kv_spec import KVPool
 from engine.sampling import RowScores, Sampled, SampleRow
 

@@ -21,7 +21,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from engine.grammar import Constraint
+from engine.grammar.constraint import Constraint
 from engine.page_table import PageTable
 from protocol.sampling import SamplingParams
 from protocol.scoring import Scoring

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.grammar import RowMasks
+from engine.grammar.masks import RowMasks
 from engine.kernels.build import KernelBuildError
 from engine.sampling.choose import Choice, Chooser, TorchChooser
 from engine.sampling.edits import edit_logits

@@ -16,7 +16,7 @@ import torch
 from engine.batch import Batch
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.grammar import RowMasks
+from engine.grammar.masks import RowMasks
 from engine.interfaces import TokenSampler
 from engine.kv_spec import KVCacheSpec, KVPool
 from engine.sampling import RowScores, Sampled, Sampler, SampleRow
