@@ -29,6 +29,7 @@ from protocol.rooms import (
     RoomFailed,
     StepFrame,
 )
+from protocol.streams import ClaimStream, NoStream, StreamState
 
 MAX_FRAME_BYTES = 64 << 20
 
@@ -47,6 +48,9 @@ AnyMessage = (
     | Phases
     | PromptScores
     | RoomFailed
+    | ClaimStream
+    | StreamState
+    | NoStream
     | Hello
     | Challenge
     | Welcome

@@ -30,43 +30,58 @@ from router.api.native import parse_generate
 from router.api.prompts import ModelText
 from router.auth import Gate
 from router.auth_file import KeyFile
+from router.auth_keys import NO_LIMITS
 from router.config import RouterConfig
 from router.cors import Cors
 from router.dispatcher import Dispatcher
-from router.endpoints import Generate, RouterCore
+from router.endpoints import RouterCore
 from router.errors import ApiError
+from router.generate_endpoint import ComeBack, Generate, Parser
 from router.health import Health, HealthGenerate, InternalState
 from router.metrics import RouterMetrics
 from router.pairing import PairingPolicy
+from router.peering import Peering
 from router.stamp import Stamp, new_router_key
+from router.streams.moves import StreamMoves
+from router.streams.shelf import Shelf
+from router.tenants import TenantBook
 from router.text_endpoints import Detokenize, Models, Tokenize
 from text.chat_template import ChatTemplate
 from text.tokenizer import Tokenizer
 
+_PARSERS: dict[str, Parser] = {
+    "/v1/chat/completions": parse_chat,
+    "/v1/completions": parse_completion,
+    "/generate": parse_generate,
+}
 _SHOWN_PATH = 100
 
 
 def build_asgi(config: RouterConfig, *, router_id: str | None = None, policy: PairingPolicy | None = None) -> Starlette:
     """The router's application. `router_id` names it to replicas; each call is a new life (boot) of it.
 
-    `app.state` has `members` (MemberTable), `metrics` (RouterMetrics), `dispatcher` and `admission`. Raises
-    `TokenizerError` or `ChatTemplateError` when the model's folder cannot be read, `BadKeyFile` for keys that cannot.
+    `app.state` has `members` (MemberTable), `metrics` (RouterMetrics), `dispatcher`, `admission` and `peering`.
+    Raises `TokenizerError` or `ChatTemplateError` when the model's folder cannot be read, `BadKeyFile` for a key file
+    that cannot.
     """
     core = _make_core(config, router_id=router_id or f"router-{secrets.token_hex(4)}", policy=policy or PairingPolicy())
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        watching = None if core.keys is None else asyncio.create_task(core.keys.watch())
+        await core.moves.start(config.listen_host)
+        tasks = [asyncio.create_task(core.shelf.tend())]
+        if core.keys is not None:
+            tasks.append(asyncio.create_task(core.keys.watch()))
         yield
-        if watching is not None:
-            watching.cancel()
+        for task in tasks:
+            task.cancel()
+        await core.moves.close()
         await core.dispatcher.close()
 
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", Generate(core, parse_chat), methods=["POST"]),
-            Route("/v1/completions", Generate(core, parse_completion), methods=["POST"]),
-            Route("/generate", Generate(core, parse_generate), methods=["POST"]),
+            *(Route(path, Generate(core, path, parse), methods=["POST"]) for path, parse in _PARSERS.items()),
+            Route("/v1/streams/{id}", ComeBack(core, _PARSERS), methods=["GET"]),
             Route("/v1/models", Models(core), methods=["GET"]),
             Route("/v1/models/{model:path}", Models(core), methods=["GET"]),
             Route("/tokenize", Tokenize(core), methods=["POST"]),
@@ -86,6 +101,7 @@ def build_asgi(config: RouterConfig, *, router_id: str | None = None, policy: Pa
     app.state.metrics = core.metrics
     app.state.dispatcher = core.dispatcher
     app.state.admission = core.admission
+    app.state.peering = Peering(router_key=core.router_key, moves=core.moves, tenants=core.admission.tenants)
     return app
 
 
@@ -93,6 +109,17 @@ def _make_core(config: RouterConfig, *, router_id: str, policy: PairingPolicy) -
     metrics = RouterMetrics()
     router_key = new_router_key()
     identity = Identity(role=LinkRole.ROUTER, peer_id=router_id, boot=time.time_ns())
+    keys = None if config.api_keys_file is None else KeyFile(Path(config.api_keys_file), metrics)
+    shelf = Shelf(
+        window_s=config.resume_window_s,
+        max_streams=config.resume_max_streams,
+        max_bytes=config.resume_max_bytes,
+        clock=time.monotonic,
+        metrics=metrics,
+    )
+    tenants = TenantBook(
+        lambda tenant: NO_LIMITS if keys is None else keys.table.limits(tenant), clock=time.monotonic, metrics=metrics
+    )
     return RouterCore(
         config=config,
         router_key=router_key,
@@ -104,8 +131,12 @@ def _make_core(config: RouterConfig, *, router_id: str, policy: PairingPolicy) -
             stamp=Stamp.new(router_key),
         ),
         dispatcher=Dispatcher(config=config, identity=identity, policy=policy, metrics=metrics),
-        admission=Admission(config, metrics),
-        keys=None if config.api_keys_file is None else KeyFile(Path(config.api_keys_file), metrics),
+        admission=Admission(config, metrics, tenants),
+        shelf=shelf,
+        moves=StreamMoves(
+            shelf, router_key=router_key, secret=config.secret, identity=identity, timings=config.link_timings
+        ),
+        keys=keys,
         started=int(time.time()),
     )
 

@@ -39,6 +39,9 @@ class TenantLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Prompt and output tokens together."""
 
 
+NO_LIMITS = TenantLimits()
+
+
 class Principal(msgspec.Struct, frozen=True):
     """Who a request is from."""
 
@@ -60,7 +63,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keys: list[_Entry]
     tenants: dict[str, TenantLimits] = {}
-    default_limits: TenantLimits = TenantLimits()
+    default_limits: TenantLimits = NO_LIMITS
 
 
 class KeyTable:

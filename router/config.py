@@ -7,6 +7,8 @@ from pathlib import Path
 
 from protocol.link import LinkTimings
 
+_MAY_BE_ZERO = frozenset({"resume_window_s"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class RouterConfig:
@@ -40,6 +42,14 @@ class RouterConfig:
     cors_origins: tuple[str, ...] = ()
     """Web pages that may use the API, as "https://app.example.com"; "*" is all of them."""
 
+    resume_window_s: float = 60.0
+    """How long a stream can be come back to after its connection has ended; 0 for never, and no ids on events."""
+    resume_max_streams: int = 10_000
+    resume_max_bytes: int = 64 << 20
+    """What streams without a client may occupy; the oldest go first."""
+    listen_host: str = "127.0.0.1"
+    """Where other routers reach this one."""
+
     max_epochs: int = 4
     """Attempts at the next token of a sequence, the first included; those that a draining replica ends do not count."""
     failover_wait_s: float = 10.0
@@ -57,5 +67,5 @@ class RouterConfig:
             raise ValueError("secret is empty; give the cluster secret, the same that the replicas have")
         for setting in fields(self):
             value = getattr(self, setting.name)
-            if isinstance(value, int | float) and value <= 0:
+            if isinstance(value, int | float) and value <= 0 and setting.name not in _MAY_BE_ZERO:
                 raise ValueError(f"{setting.name} is {value}; give a positive number")

@@ -13,7 +13,7 @@ from protocol.endpoints import Identity
 from protocol.rooms import Closed, Job, Phases, PromptScores, RoomFailed, StepFrame
 from router.config import RouterConfig
 from router.errors import overloaded
-from router.generation import Generation, GenerationServices, GenerationState
+from router.generation import Begun, Generation, GenerationServices, GenerationState
 from router.membership import MemberTable
 from router.metrics import RouterMetrics
 from router.pairing import PairingPolicy, Route, RouteRequest
@@ -50,6 +50,7 @@ class Dispatcher:
         deadline: float,
         stream: TokenStream,
         timeline: SequenceTimeline | None = None,
+        begun: Begun | None = None,
         scores: ScoreLog | None = None,
     ) -> Generation:
         """Start one sequence; its `stream` gets all that goes wrong. Times are the running loop's."""
@@ -70,6 +71,7 @@ class Dispatcher:
                 on_end=self._ended,
             ),
             timeline=timeline,
+            begun=begun,
             scores=scores,
         )
         self.generations[request_id] = generation

@@ -1,4 +1,4 @@
-"""What every endpoint has in common, and the one behind all generation APIs.
+"""What every endpoint has in common.
 
 An endpoint is a small ASGI application. It answers every request, with an `ApiError`'s own words or, for a mistake of
 ours, a 500 that says no more than that; and it counts what it answered.
@@ -10,24 +10,20 @@ import abc
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
 from router.admission import Admission
 from router.api.prompts import ModelText
-from router.api.response import ResponseFormat
-from router.auth import principal_of
 from router.auth_file import KeyFile
 from router.config import RouterConfig
 from router.dispatcher import Dispatcher
 from router.errors import ApiError, internal_error
 from router.exchange import ClientGoneError, Exchange
 from router.metrics import RouterMetrics
-from router.request_runner import RequestRunner
-from router.stamp import Stamp
-from router.work import SequenceOutput, Work
+from router.streams.moves import StreamMoves
+from router.streams.shelf import Shelf
 
 _CLIENT_CLOSED = "499"
 """The status that logs and metrics give a request whose client left before there was one."""
@@ -46,6 +42,8 @@ class RouterCore:
     model: ModelText
     dispatcher: Dispatcher
     admission: Admission
+    shelf: Shelf
+    moves: StreamMoves
     keys: KeyFile | None
     """None where everybody is let in."""
     started: int
@@ -87,38 +85,6 @@ class Endpoint(abc.ABC):
             if exchange.status is not None:
                 raise ClientGoneError from None
             await exchange.refuse(internal_error())
-
-
-Parser = Callable[[bytes, ModelText], Awaitable[tuple[Work, list[SequenceOutput], ResponseFormat]]]
-
-
-class Generate(Endpoint):
-    """Reads a request by its API's parser, runs its work and writes its response."""
-
-    def __init__(self, core: RouterCore, parse: Parser) -> None:
-        super().__init__(core)
-        self._parse = parse
-
-    async def respond(self, exchange: Exchange, scope: Scope) -> None:
-        core, config = self.core, self.core.config
-        received_at = asyncio.get_running_loop().time()
-        timeout_s = request_timeout_s(exchange, config)
-        body = await exchange.body(max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
-        model = replace(core.model, stamp=Stamp.new(core.router_key, tenant=principal_of(scope).tenant))
-        work, outputs, response = await self._parse(body, model)
-        runner = RequestRunner(
-            exchange,
-            work,
-            outputs,
-            response,
-            dispatcher=core.dispatcher,
-            admission=core.admission,
-            config=config,
-            metrics=core.metrics,
-            received_at=received_at,
-            timeout_s=timeout_s,
-        )
-        await runner.run()
 
 
 def request_timeout_s(exchange: Exchange, config: RouterConfig) -> float:

@@ -75,6 +75,15 @@ class GenerationServices:
     on_end: Callable[[Generation], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """What earlier generations of the same sequence have logged; they are over."""
+
+    tokens: list[int]
+    epoch: int
+    """The last one."""
+
+
 class Generation:
     """Drives the rooms of one sequence and feeds its tokens, in order and once, to `stream`."""
 
@@ -89,6 +98,7 @@ class Generation:
         stream: TokenStream,
         services: GenerationServices,
         timeline: SequenceTimeline | None = None,
+        begun: Begun | None = None,
         scores: ScoreLog | None = None,
     ) -> None:
         """`index` is the sequence's place in its HTTP request, which came at `received_at`. A job that asks for a
@@ -98,6 +108,9 @@ class Generation:
         self.epoch = -1
         self.state = GenerationState.NEW
         self.log = TokenLog()
+        if begun is not None:
+            self.epoch = begun.epoch
+            self.log.tokens += begun.tokens
         self._job = job
         self._received_at = received_at
         self._deadline = deadline
@@ -126,7 +139,8 @@ class Generation:
 
     def start(self) -> None:
         """Open the first epoch; where no replica is up, as when all have just started, wait for one within bounds."""
-        self._services.metrics.prompt_tokens.add(len(self._job.prompt))
+        if not self.log.tokens:
+            self._services.metrics.prompt_tokens.add(len(self._job.prompt))
         self._move(GenerationState.WAITING)
         self._try_open()
 
@@ -231,7 +245,8 @@ class Generation:
             if self._timeline is not None:
                 self._timeline.first_token()
         else:
-            metrics.itl_s.observe(now - self._last_token_at)
+            if self._last_token_at:  # not the first one after a pause that the client made
+                metrics.itl_s.observe(now - self._last_token_at)
             if self._halves.prefill is not None:
                 # Decode admits only what it holds whole: with its first token, prefill's part is over.
                 self._halves.close(self._halves.prefill)

@@ -4,6 +4,9 @@ Lifecycle: admit, start every sequence, then write what their tokens make until 
 out with the first token or the first error. Whatever ends the request early - the client leaves or stops reading, the
 deadline passes, a sequence fails for good - aborts every sequence that is still open, and the client, if it is there,
 gets the error: as the response, or as the last event of a stream that has begun.
+
+A stream that is come back to is written again from its session's log, as far as that goes; the sequences that had not
+finished then go on in new epochs.
 """
 
 from __future__ import annotations
@@ -15,14 +18,15 @@ from collections.abc import Sequence
 from operator import itemgetter
 
 from protocol.rooms import AbortReason
-from router.admission import Admission
+from router.admission import Admission, Ticket
 from router.api.response import ResponseFormat
 from router.config import RouterConfig
 from router.dispatcher import Dispatcher
 from router.errors import ApiError, deadline_passed, internal_error
 from router.exchange import EVENT_STREAM, ClientGoneError, Exchange
-from router.generation import Generation
+from router.generation import Begun, Generation
 from router.metrics import RouterMetrics
+from router.streams.session import StreamSession
 from router.token_stream import Ready, TokenStream
 from router.work import Delta, SequenceOutput, Work
 
@@ -47,8 +51,11 @@ class RequestRunner:
         metrics: RouterMetrics,
         received_at: float,
         timeout_s: float,
+        tenant: str,
+        session: StreamSession | None,
     ) -> None:
-        """`received_at` is when the request came, by the loop's clock; its deadline is `timeout_s` later."""
+        """`received_at` is when the request came, by the loop's clock; its deadline is `timeout_s` later. `session` is
+        there for a stream that can be come back to."""
         self._exchange = exchange
         self._work = work
         self._outputs = outputs
@@ -58,6 +65,8 @@ class RequestRunner:
         self._metrics = metrics
         self._received_at = received_at
         self._timeout_s = timeout_s
+        self._tenant = tenant
+        self._session = session
         self._unfinished = len(work.jobs)
         self._generations: list[Generation] = []
         self._stream = TokenStream(
@@ -66,18 +75,22 @@ class RequestRunner:
 
     async def run(self) -> None:
         """Write the response; raises `ApiError` while none has begun, and `ClientGoneError` for nobody to write to."""
-        ticket = self._admission.admit(sequences=len(self._work.jobs), prompt_tokens=self._work.prompt_tokens)
+        ticket = self._admit()
         watcher = asyncio.create_task(self._exchange.watch(self._client_gone))
         deadline = self._received_at + self._timeout_s
         timer = asyncio.get_running_loop().call_at(deadline, self._deadline_passed)
         try:
+            if self._session is not None and self._session.has_begun:
+                again = self._write_again(self._session)
+                self._start(deadline)
+                await self._write_stream(again, ticket)
+                return
             self._start(deadline)
-            ready = await self._stream.next()
-            ticket.answered()
+            ready = await self._next(ticket)
             if self._work.stream:
-                await self._write_stream(ready)
+                await self._write_stream(self._numbered(self._response.opening()) + self._pieces(ready), ticket)
             else:
-                await self._write_whole(ready)
+                await self._write_whole(ready, ticket)
         except ClientGoneError:
             self._abort(AbortReason.CLIENT_GONE)
             raise
@@ -86,9 +99,24 @@ class RequestRunner:
             watcher.cancel()
             ticket.close()
             self._abort(AbortReason.PEER_FAILED)  # of those that are open still: another sequence has failed for good
+            if self._session is not None:
+                self._session.ended(self._generations)
+
+    def _admit(self) -> Ticket:
+        if self._session is not None:
+            self._session.on_claim(self._client_gone)
+        try:
+            return self._admission.admit(
+                tenant=self._tenant, sequences=len(self._work.jobs), prompt_tokens=self._work.prompt_tokens
+            )
+        finally:
+            self._exchange.headers += self._admission.tenants.headers(self._tenant)
 
     def _start(self, deadline: float) -> None:
         for index, job in enumerate(self._work.jobs):
+            output = self._outputs[index]
+            if output.finish is not None:
+                continue
             self._generations.append(
                 self._dispatcher.generate(
                     request_id=f"{self._work.response_id}.{index}",
@@ -97,19 +125,33 @@ class RequestRunner:
                     received_at=self._received_at,
                     deadline=deadline,
                     stream=self._stream,
+                    begun=self._begun(index),
                     timeline=self._outputs[index].timeline,
                     scores=self._outputs[index].scores,
                 )
             )
 
-    async def _write_stream(self, ready: Ready) -> None:
+    def _begun(self, index: int) -> Begun | None:
+        """What earlier runs have of a sequence."""
+        if self._session is None or not self._session.has_begun:
+            return None
+        return Begun(tokens=self._outputs[index].tokens, epoch=self._session.epoch(index))
+
+    def _write_again(self, session: StreamSession) -> bytes:
+        """What the client has missed of earlier runs."""
+        data = [self._numbered(self._response.opening())]
+        data += [self._numbered(self._encoded(batch)) for batch in session.batches()]
+        if self._unfinished:
+            session.check_seen()
+        return b"".join(data)
+
+    async def _write_stream(self, data: bytes, ticket: Ticket) -> None:
         await self._exchange.start(200, _STREAM_HEADERS)
-        data = self._response.opening() + self._pieces(ready)
         try:
             while self._unfinished:
                 if data:
                     await self._exchange.write(data, more=True)
-                data = self._pieces(await self._stream.next())
+                data = self._pieces(await self._next(ticket))
         except ClientGoneError:
             raise
         except Exception as error:
@@ -118,16 +160,32 @@ class RequestRunner:
                 error = internal_error()
             await self._exchange.write(b"data: " + error.body() + b"\n\n", more=False)
             return
-        await self._exchange.write(data + self._response.closing(), more=False)
+        await self._exchange.write(data + self._numbered(self._response.closing()), more=False)
 
-    async def _write_whole(self, ready: Ready) -> None:
+    async def _write_whole(self, ready: Ready, ticket: Ticket) -> None:
         self._take(ready)
         while self._unfinished:
-            self._take(await self._stream.next())
+            self._take(await self._next(ticket))
         await self._exchange.answer(200, self._response.whole())
 
+    async def _next(self, ticket: Ticket) -> Ready:
+        ready = await self._stream.next()
+        ticket.answered()
+        ticket.generated(len(ready))
+        return ready
+
     def _pieces(self, ready: Ready) -> bytes:
+        """The events for new tokens."""
+        encoded = self._encoded(ready)
+        if self._session is not None:
+            self._session.wrote(ready)
+        return self._numbered(encoded)
+
+    def _encoded(self, ready: Ready) -> bytes:
         return b"".join([self._response.piece(index, delta) for index, delta in self._take(ready)])
+
+    def _numbered(self, events: bytes) -> bytes:
+        return events if self._session is None else self._session.numbered(events)
 
     def _take(self, ready: Ready) -> list[tuple[int, Delta]]:
         """What the new tokens add to each sequence."""

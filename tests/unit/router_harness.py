@@ -240,8 +240,14 @@ class Call:
     @property
     def events(self) -> list[Any]:
         """The stream's events so far; the end mark as a string."""
-        datas = [line.removeprefix("data: ") for line in self.body.decode().split("\n\n") if line]
+        datas = [event.partition("data: ")[2] for event in self.body.decode().split("\n\n") if event]
         return [data if data == "[DONE]" else json.loads(data) for data in datas]
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the stream's events so far, "" for one that has none."""
+        heads = [event.partition("data: ")[0] for event in self.body.decode().split("\n\n") if event]
+        return [head.removeprefix("id: ").rstrip() for head in heads]
 
     @property
     def streamed_text(self) -> str:

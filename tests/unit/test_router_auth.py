@@ -22,7 +22,7 @@ keys:
   - {{sha256: {hashlib.sha256(b"sk-bob").hexdigest()}, tenant: bob}}
 tenants:
   alice: {{requests_per_minute: 5}}
-default_limits: {{tokens_per_minute: 7}}
+default_limits: {{tokens_per_minute: 7000}}
 """
 
 
@@ -48,7 +48,7 @@ def test_keys_are_found_plain_or_hashed() -> None:
         None
     ] * 4
     assert table.limits("alice") == TenantLimits(requests_per_minute=5)
-    assert table.limits("bob") == TenantLimits(tokens_per_minute=7)
+    assert table.limits("bob") == TenantLimits(tokens_per_minute=7000)
     assert "sk-alice" not in repr(vars(table))
 
 

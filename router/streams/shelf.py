@@ -1,0 +1,132 @@
+"""The streams of one router that can be come back to.
+
+A record is LIVE while a run writes it, then KEPT for `window_s`, or until its space is needed: the oldest go first. A
+client that comes back takes it (LIVE again); another router that asks for it takes it away. What is left then is its
+name and what became of it, for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from router.metrics import RouterMetrics
+from router.streams.record import StreamRecord
+
+_MOST_NAMES = 20_000
+_RELEASE_S = 5.0
+"""A run that is cut ends within a few passes of the loop."""
+
+
+@dataclass(frozen=True)
+class Gone:
+    """What became of a stream: it moved to that router, or ("") its time is over."""
+
+    moved_to: str = ""
+
+
+@dataclass
+class _Live:
+    record: StreamRecord
+    released: asyncio.Event
+
+
+class Shelf:
+    """Times are seconds of `clock`."""
+
+    def __init__(
+        self,
+        *,
+        window_s: float,
+        max_streams: int,
+        max_bytes: int,
+        clock: Callable[[], float],
+        metrics: RouterMetrics,
+    ) -> None:
+        self._window_s = window_s
+        self._max_streams = max_streams
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._metrics = metrics
+        self._live: dict[str, _Live] = {}
+        self._kept: OrderedDict[str, tuple[float, int, StreamRecord]] = OrderedDict()
+        """(until when, bytes, record), the oldest first."""
+        self._kept_bytes = 0
+        self._gone: OrderedDict[str, Gone] = OrderedDict()
+        metrics.add_gauge("router_kept_streams", "streams kept for clients that come back", lambda: len(self._kept))
+        metrics.add_gauge("router_kept_stream_bytes", "what these occupy", lambda: self._kept_bytes)
+
+    def begin(self, record: StreamRecord) -> None:
+        """This stream is written from now on, until `keep`."""
+        self._gone.pop(record.stamp.token, None)
+        self._live[record.stamp.token] = _Live(record, asyncio.Event())
+
+    def keep(self, record: StreamRecord) -> None:
+        """It is no longer written. One of which nothing was written is not kept."""
+        token = record.stamp.token
+        self._live.pop(token).released.set()
+        record.cut = None
+        self.expire()
+        size = record.num_bytes
+        if not record.log:
+            return
+        if size > self._max_bytes or not self._window_s:
+            self._bury(token, Gone())
+            return
+        self._kept[token] = (self._clock() + self._window_s, size, record)
+        self._kept_bytes += size
+        while len(self._kept) > self._max_streams or self._kept_bytes > self._max_bytes:
+            self._drop_oldest("space")
+
+    async def take(self, token: str, tenant: str) -> StreamRecord | Gone | None:
+        """A stream of this tenant, its run ended if it has one; what became of it; or None for one not known.
+
+        Raises `TimeoutError` when its run does not end, or another one has begun.
+        """
+        live = self._live.get(token)
+        if live is not None and live.record.stamp.tenant == tenant:
+            if live.record.cut is not None:
+                live.record.cut()
+            async with asyncio.timeout(_RELEASE_S):
+                await live.released.wait()
+        self.expire()
+        found = self._kept.get(token)
+        if found is not None and found[2].stamp.tenant == tenant:
+            self._remove(token)
+            return found[2]
+        if token in self._live and live is not None:
+            raise TimeoutError  # somebody else was quicker
+        return self._gone.get(token) if found is None and live is None else None
+
+    def moved(self, token: str, router_key: str) -> None:
+        """A stream that was taken has gone to that router."""
+        self._bury(token, Gone(router_key))
+
+    def expire(self) -> None:
+        """Drop what has been kept long enough."""
+        now = self._clock()
+        while self._kept and next(iter(self._kept.values()))[0] <= now:
+            self._drop_oldest("time")
+
+    async def tend(self) -> None:
+        """Expire now and then, for ever: memory comes back without requests, too."""
+        while self._window_s:
+            await asyncio.sleep(self._window_s / 4)
+            self.expire()
+
+    def _drop_oldest(self, why: str) -> None:
+        token = next(iter(self._kept))
+        self._remove(token)
+        self._bury(token, Gone())
+        self._metrics.dropped_streams.add(label=why)
+
+    def _remove(self, token: str) -> None:
+        self._kept_bytes -= self._kept.pop(token)[1]
+
+    def _bury(self, token: str, gone: Gone) -> None:
+        self._gone[token] = gone
+        self._gone.move_to_end(token)
+        while len(self._gone) > _MOST_NAMES:
+            self._gone.popitem(last=False)
