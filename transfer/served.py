@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
 
 from protocol.handshake import PoolShape
 from transfer.cursor import RangeCursor
 from transfer.grain_cursor import GrainCursor
+from transfer.packed_cursor import PACKED_BELOW, PackedCursor
+from transfer.spans import Runs
 from transfer.wire import RequestHead, Want
 from transfer.wire_grains import asked_grid, expand
 
@@ -63,7 +66,7 @@ def asked(
     head: RequestHead,
     *,
     ask: bytes,
-    runs: Sequence[tuple[int, int]],
+    runs: Runs,
     call_bytes: int,
 ) -> Outgoing | None:
     """The bytes of `runs`; None when the region has no such pages or grains, or they are not what `head` says."""
@@ -77,11 +80,14 @@ def asked(
     size = region.page_bytes
     if not _are_inside(runs, head, region.num_pages, size):
         return None
-    return RangeCursor(region.view, [(first * size, count * size) for first, count in runs], call_bytes=call_bytes)
+    if head.byte_length < PACKED_BELOW * len(runs):
+        offsets, lengths = np.ascontiguousarray(runs.T * size)
+        return PackedCursor(region.view, offsets, lengths, call_bytes=call_bytes)
+    return RangeCursor(region.view, (runs * size).tolist(), call_bytes=call_bytes)
 
 
-def _are_inside(runs: Sequence[tuple[int, int]], head: RequestHead, most: int, size: int) -> bool:
+def _are_inside(runs: Runs, head: RequestHead, most: int, size: int) -> bool:
     """Whether the runs lie among the first `most` pages or grains of `size` bytes and add up to what the head says."""
-    inside = all(count > 0 and first + count <= most for first, count in runs)
-    total = sum(count for _, count in runs)
+    inside = bool(((runs[:, 1] > 0) & (runs.sum(axis=1) <= most)).all())
+    total = int(runs[:, 1].sum())
     return inside and total == head.num_pages <= most and total * size == head.byte_length

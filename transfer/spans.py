@@ -8,6 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
+Runs = npt.NDArray[np.int64]
+"""[runs, 2]: the first page of each run of adjacent pages, and how many there are."""
+
 
 class Span(NamedTuple):
     """Pages `source .. source + length` of the peer go to our pages `target .. target + length`."""
@@ -32,9 +38,11 @@ def coalesce(source_pages: Sequence[int], target_pages: Sequence[int]) -> list[S
     return spans
 
 
-def runs(pages: Sequence[int]) -> list[tuple[int, int]]:
-    """`(first page, count)` of each run of adjacent pages, in order."""
-    return [(span.source, span.length) for span in coalesce(pages, pages)]
+def runs(pages: Sequence[int]) -> Runs:
+    """The runs of adjacent pages that `pages` consist of, in order."""
+    listed = np.asarray(pages, dtype=np.int64)
+    starts = np.flatnonzero(np.diff(listed, prepend=listed[:1] - 2) != 1)
+    return np.stack([listed[starts], np.diff(starts, append=len(listed))], axis=1)
 
 
 def blocks(spans: Sequence[Span], *, max_pages: int) -> Iterator[list[Span]]:

@@ -12,9 +12,13 @@ import numpy as np
 from transfer.cursor import RangeCursor
 from transfer.jobs import PageCopy, Peer
 from transfer.landing import Landing
-from transfer.spans import runs
+from transfer.packed_cursor import PACKED_BELOW
+from transfer.span_copy import PackedRun, SpanCopier
+from transfer.spans import Runs, runs
 from transfer.wire import Want, encode_request
 from transfer.wire_grains import encode_ask
+
+_PACKED_BYTES = 256 << 10
 
 
 class Payload(Protocol):
@@ -54,20 +58,22 @@ def encode_copy(key: bytes, copy: PageCopy, *, job: int) -> bytes:
 
 def payload_of(landing: Landing, copy: PageCopy, *, transport: str, call_bytes: int) -> Payload:
     """For `copy`, of which nothing has come yet."""
-    kind = PagePayload if copy.peer.cut is None else GrainPayload
-    return kind(landing, copy, transport=transport, call_bytes=call_bytes)
+    if copy.peer.cut is not None:
+        return GrainPayload(landing, copy, transport=transport, call_bytes=call_bytes)
+    targets = runs(copy.job.target_pages)
+    if copy.total_bytes < PACKED_BELOW * len(targets):
+        return ScatteredPayload(landing, copy, targets, transport=transport)
+    return PagePayload(landing, copy, targets, transport=transport, call_bytes=call_bytes)
 
 
 class PagePayload:
     """Receives straight into the target pages, which are verified as they complete."""
 
-    def __init__(self, landing: Landing, copy: PageCopy, *, transport: str, call_bytes: int) -> None:
+    def __init__(self, landing: Landing, copy: PageCopy, targets: Runs, *, transport: str, call_bytes: int) -> None:
         self._landing = landing
         self._copy = copy
         self._transport = transport
-        size = copy.page_bytes
-        ranges = [(first * size, count * size) for first, count in runs(copy.job.target_pages)]
-        self._cursor = RangeCursor(landing.view, ranges, call_bytes=call_bytes)
+        self._cursor = RangeCursor(landing.view, (targets * copy.page_bytes).tolist(), call_bytes=call_bytes)
 
     @property
     def left(self) -> int:
@@ -85,6 +91,37 @@ class PagePayload:
 
     def drop(self) -> None:
         self._cursor.drop()
+
+
+class ScatteredPayload:
+    """Receives into a buffer that stays in the cache, and puts what came into the many short runs of target pages from
+    there; pages are verified in their places as they complete."""
+
+    def __init__(self, landing: Landing, copy: PageCopy, targets: Runs, *, transport: str) -> None:
+        self._landing = landing
+        self._copy = copy
+        self._transport = transport
+        offsets, lengths = np.ascontiguousarray(targets.T * copy.page_bytes)
+        self._run: PackedRun | None = SpanCopier().scatter(landing.bytes, offsets, lengths)
+        self._packed = memoryview(bytearray(min(_PACKED_BYTES, copy.total_bytes)))
+
+    @property
+    def left(self) -> int:
+        return 0 if self._run is None else self._run.left
+
+    def buffers(self) -> list[memoryview]:
+        return [self._packed[: self.left]] if self.left else []
+
+    def received(self, count: int) -> None:
+        assert self._run is not None
+        copy = self._copy
+        self._run.advance(self._packed[:count])
+        complete = (copy.total_bytes - self._run.left) // copy.page_bytes - copy.done_pages
+        if complete:
+            self._landing.landed(copy, self._transport, complete)
+
+    def drop(self) -> None:
+        self._run = None
 
 
 class GrainPayload:

@@ -21,10 +21,12 @@ import enum
 import hashlib
 import hmac
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+
+from transfer.spans import Runs
 
 MAGIC = b"PDKV"
 VERSION = 1
@@ -166,14 +168,12 @@ def connection_key(secret: bytes, server_nonce: bytes, client_nonce: bytes) -> b
 # ---- pages ----------------------------------------------------------------------------------------------------
 
 
-def encode_request(
-    key: bytes, *, boot: int, job: int, runs: Sequence[tuple[int, int]], page_bytes: int, ask: bytes = b""
-) -> bytes:
-    """A request for `runs` of `(first page, count)`, in the order in which their bytes are wanted; `ask` comes before
-    the runs."""
-    num_pages = sum(count for _, count in runs)
-    head = _REQUEST.pack(MAGIC, VERSION, boot, job, len(runs), num_pages, num_pages * page_bytes, b"")
-    body = ask + np.asarray(runs, dtype=">u4").tobytes()
+def encode_request(key: bytes, *, boot: int, job: int, runs: npt.ArrayLike, page_bytes: int, ask: bytes = b"") -> bytes:
+    """A request for `runs` of pages, in the order in which their bytes are wanted; `ask` comes before the runs."""
+    listed = np.asarray(runs, dtype=np.int64).reshape(-1, 2)
+    num_pages = int(listed[:, 1].sum())
+    head = _REQUEST.pack(MAGIC, VERSION, boot, job, len(listed), num_pages, num_pages * page_bytes, b"")
+    body = ask + listed.astype(">u4").tobytes()
     untagged = head[:-_REQUEST_TAG_BYTES]
     return untagged + _request_tag(key, untagged, body) + body
 
@@ -192,11 +192,11 @@ def decode_request_head(data: bytes) -> RequestHead:
     )
 
 
-def decode_runs(key: bytes, head: RequestHead, data: bytes, *, ask_bytes: int = 0) -> list[tuple[int, int]]:
+def decode_runs(key: bytes, head: RequestHead, data: bytes, *, ask_bytes: int = 0) -> Runs:
     """The runs in `data`, which follows `head`; raises `WireError` when its tag does not match both."""
     if not hmac.compare_digest(head.tag, _request_tag(key, head.raw, data)):
         raise WireError("the request's tag is wrong")
-    return [(first, count) for first, count in np.frombuffer(data[ask_bytes:], dtype=">u4").reshape(-1, 2).tolist()]
+    return np.frombuffer(data[ask_bytes:], dtype=">u4").reshape(-1, 2).astype(np.int64)
 
 
 def encode_reply(key: bytes, reply: Reply) -> bytes:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 
 from protocol.handshake import PoolShape
 from transfer.layout import Grid, LayoutMismatch, whole_grid
+from transfer.spans import Runs
 from transfer.wire import Want
 
 _ASK = struct.Struct(">III")  # tokens of a grain, first head, heads; as the giver's pool counts them
@@ -40,6 +40,6 @@ def asked_grid(ask: bytes, shape: PoolShape, *, page_bytes: int) -> Grid | None:
     )
 
 
-def expand(runs: Sequence[tuple[int, int]]) -> list[int]:
+def expand(runs: Runs) -> list[int]:
     """Every page or grain of `runs`, in order."""
-    return [index for first, count in runs for index in range(first, first + count)]
+    return [index for first, count in runs.tolist() for index in range(first, first + count)]

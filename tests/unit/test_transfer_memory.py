@@ -166,7 +166,9 @@ def test_spans_are_the_pages_in_order_and_as_few_as_can_be(source, target, max_p
 @settings(deadline=None, derandomize=True)
 @given(PAGES)
 def test_runs_are_the_pages_in_order(pages):
-    assert [first + i for first, count in runs(pages) for i in range(count)] == pages
+    found = runs(pages).tolist()
+    assert [first + i for first, count in found for i in range(count)] == pages
+    assert all(first + count != then for (first, count), (then, _) in itertools.pairwise(found))
 
 
 def test_pages_outside_are_told():

@@ -49,7 +49,7 @@ class Shelf:
                     self._index.forget(pack)
                 return False
             try:
-                for first, count in runs(numbers):
+                for first, count in runs(numbers).tolist():
                     self._read_run(fd, first, buffers[done : done + count])
                     done += count
             finally:

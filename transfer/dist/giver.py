@@ -74,7 +74,7 @@ class Giver:
         if not 0 < head.num_runs <= order.slot_pages:
             raise WireError(f"a request of {head.num_runs} runs, where a piece has {order.slot_pages} pages at most")
         self._last_job = head.job
-        runs = decode_runs(order.key, head, receive_exactly(self._connection, head.runs_bytes))
+        runs = decode_runs(order.key, head, receive_exactly(self._connection, head.runs_bytes)).tolist()
         status = Status.OK if self._are_pages(runs, head) else Status.BAD_PAGES
         sent = head.num_pages if status is Status.OK else 0
         reply = Reply(status=status, boot=order.boot, job=head.job, num_pages=sent, byte_length=sent * order.page_bytes)

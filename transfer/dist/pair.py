@@ -124,7 +124,7 @@ class Pair:
         )
         self._pieces.append(_Piece(job=job, slot=slot, copy=copy, count=len(sources), timer=timer))
         try:
-            self._helper.channel.send(TakePiece(job=job, slot=slot, runs=runs(sources)))
+            self._helper.channel.send(TakePiece(job=job, slot=slot, runs=runs(sources).tolist()))
         except ChannelError as error:
             why = str(error)
             self._loop.call_soon(lambda: self.close(why))
