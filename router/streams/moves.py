@@ -18,7 +18,7 @@ from protocol.rooms import PeerAddress
 from protocol.streams import ClaimStream, NoStream, StreamState
 from router.errors import ApiError, overloaded
 from router.streams.record import StreamRecord
-from router.streams.shelf import Gone, Shelf
+from router.streams.shelf import Gone, Shelf, StreamBusyError
 
 _CLAIM_S = 10.0
 _MOST_HOPS = 8
@@ -94,7 +94,7 @@ class StreamMoves:
     async def _here(self, token: str, tenant: str) -> StreamRecord | Gone | None:
         try:
             return await self._shelf.take(token, tenant)
-        except TimeoutError as error:
+        except StreamBusyError as error:
             message = "the stream is still being written to an earlier connection; try again"
             raise overloaded(503, message, code="stream_busy", retry_after_s=1) from error
 
@@ -148,8 +148,8 @@ class StreamMoves:
     async def _answer(self, link: Link, claim: ClaimStream) -> None:
         try:
             found = await self._shelf.take(claim.token, claim.tenant)
-        except TimeoutError:
-            link.fail("the stream's run does not end")
+        except StreamBusyError:
+            link.fail("the stream is still being written")
             return
         match found:
             case StreamRecord() if found.num_bytes <= _MOST_BYTES:

@@ -20,6 +20,10 @@ _RELEASE_S = 5.0
 """A run that is cut ends within a few passes of the loop."""
 
 
+class StreamBusyError(Exception):
+    """The stream is still being written elsewhere."""
+
+
 @dataclass(frozen=True)
 class Gone:
     """What became of a stream: it moved to that router, or ("") its time is over."""
@@ -83,22 +87,24 @@ class Shelf:
     async def take(self, token: str, tenant: str) -> StreamRecord | Gone | None:
         """A stream of this tenant, its run ended if it has one; what became of it; or None for one not known.
 
-        Raises `TimeoutError` when its run does not end, or another one has begun.
+        Raises `StreamBusyError` when its run does not end, or another client was quicker.
         """
         live = self._live.get(token)
-        if live is not None and live.record.stamp.tenant == tenant:
-            if live.record.cut is not None:
-                live.record.cut()
-            async with asyncio.timeout(_RELEASE_S):
-                await live.released.wait()
+        if live is not None:
+            if live.record.stamp.tenant != tenant:
+                return None
+            await self._cut(live)
         self.expire()
         found = self._kept.get(token)
-        if found is not None and found[2].stamp.tenant == tenant:
+        if found is not None:
+            if found[2].stamp.tenant != tenant:
+                return None
             self._remove(token)
             return found[2]
-        if token in self._live and live is not None:
-            raise TimeoutError  # somebody else was quicker
-        return self._gone.get(token) if found is None and live is None else None
+        gone = self._gone.get(token)
+        if gone is None and live is not None:
+            raise StreamBusyError
+        return gone
 
     def moved(self, token: str, router_key: str) -> None:
         """A stream that was taken has gone to that router."""
@@ -115,6 +121,15 @@ class Shelf:
         while self._window_s:
             await asyncio.sleep(self._window_s / 4)
             self.expire()
+
+    async def _cut(self, live: _Live) -> None:
+        if live.record.cut is not None:
+            live.record.cut()
+        try:
+            async with asyncio.timeout(_RELEASE_S):
+                await live.released.wait()
+        except TimeoutError as error:
+            raise StreamBusyError from error
 
     def _drop_oldest(self, why: str) -> None:
         token = next(iter(self._kept))
