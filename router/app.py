@@ -25,6 +25,7 @@ from protocol.endpoints import Identity
 from protocol.handshake import LinkRole
 from router.admission import Admission
 from router.api.chat import parse_chat
+from router.api.chat_model import ChatModel, fingerprint
 from router.api.completions import parse_completion
 from router.api.native import parse_generate
 from router.api.prompts import ModelText
@@ -110,6 +111,7 @@ def _make_core(config: RouterConfig, *, router_id: str, policy: PairingPolicy) -
     metrics = RouterMetrics()
     router_key = new_router_key()
     identity = Identity(role=LinkRole.ROUTER, peer_id=router_id, boot=time.time_ns())
+    template = ChatTemplate.load(config.tokenizer_folder, file=config.chat_template)
     keys = None if config.api_keys_file is None else KeyFile(Path(config.api_keys_file), metrics)
     shelf = Shelf(
         window_s=config.resume_window_s,
@@ -128,7 +130,8 @@ def _make_core(config: RouterConfig, *, router_id: str, policy: PairingPolicy) -
         model=ModelText(
             config=config,
             tokenizer=Tokenizer.load(config.tokenizer_folder),
-            template=ChatTemplate.load(config.tokenizer_folder),
+            chat=None if template is None else ChatModel.of(template, config),
+            fingerprint=fingerprint(config, template),
             stamp=Stamp.new(router_key),
         ),
         dispatcher=Dispatcher(config=config, identity=identity, policy=policy, metrics=metrics),

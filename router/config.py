@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from protocol.link import LinkTimings
+from text.reasoning import ReasoningParserName
+from text.tools.families import ToolParserName
 
 _MAY_BE_ZERO = frozenset({"resume_window_s"})
 
@@ -50,6 +52,15 @@ class RouterConfig:
     listen_host: str = "127.0.0.1"
     """Where other routers reach this one."""
 
+    chat_template: str | Path | None = None
+    """A file with the chat template to use in the place of the model's own."""
+    allow_request_chat_template: bool = False
+    """Whether requests may bring a `chat_template`: one can keep the router busy for as long as its author likes."""
+    tool_parser: ToolParserName = "auto"
+    """How calls of tools are written: `auto` goes by the chat template, `none` leaves them in the text."""
+    reasoning_parser: ReasoningParserName = "auto"
+    """How reasoning is told from the answer: `auto` goes by the chat template, `none` leaves it in the text."""
+
     max_epochs: int = 4
     """Attempts at the next token of a sequence, the first included; those that a draining replica ends do not count."""
     failover_wait_s: float = 10.0
@@ -67,5 +78,7 @@ class RouterConfig:
             raise ValueError("secret is empty; give the cluster secret, the same that the replicas have")
         for setting in fields(self):
             value = getattr(self, setting.name)
-            if isinstance(value, int | float) and value <= 0 and setting.name not in _MAY_BE_ZERO:
+            if setting.name in _MAY_BE_ZERO or isinstance(value, bool):
+                continue
+            if isinstance(value, int | float) and value <= 0:
                 raise ValueError(f"{setting.name} is {value}; give a positive number")

@@ -3,18 +3,22 @@
 A template is compiled once and rendered in a sandbox without access to Python's internals. Templates expect a few
 names and tags beyond plain jinja: `raise_exception`, `strftime_now`, loop controls, a `tojson` that leaves text as it
 is, and `{% generation %}` blocks, which mark the assistant's words for training and are plain text here.
+
+`render` gives the prompt of an assistant's next message, or of the rest of one that has begun (`continue_final`).
 """
 
 from __future__ import annotations
 
 import datetime
 import json
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
@@ -50,22 +54,35 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda format_: now().strftime(format_)
         try:
+            self.names = frozenset(jinja2.meta.find_undeclared_variables(environment.parse(source)))
+            """The names it looks at, of those that it is given and others."""
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise ChatTemplateError(f"the chat template is not valid jinja: {error}") from error
+        self.source = source
         self._special_tokens = dict(special_tokens or {})
 
     @classmethod
-    def load(cls, folder: str | Path) -> ChatTemplate | None:
-        """The template in a model folder (chat_template.jinja, else tokenizer_config.json); None when it has none."""
+    def load(cls, folder: str | Path, *, file: str | Path | None = None) -> ChatTemplate | None:
+        """The template in `file`, else in a model folder (chat_template.jinja, else tokenizer_config.json); None when
+        it has none. Raises `ChatTemplateError` for a file that cannot be read."""
         folder = Path(folder)
         config = read_json(folder / "tokenizer_config.json")
-        path = folder / "chat_template.jinja"
-        source = path.read_text(encoding="utf-8") if path.is_file() else _default_of(config.get("chat_template"))
+        path = folder / "chat_template.jinja" if file is None else Path(file)
+        source = _default_of(config.get("chat_template"))
+        if file is not None or path.is_file():
+            try:
+                source = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ChatTemplateError(f"the chat template {path} cannot be read: {error}; name another") from error
         if source is None:
             return None
         tokens = {name: token_content(config.get(name)) for name in _SPECIAL_TOKENS}
         return cls(source, special_tokens={name: token for name, token in tokens.items() if token is not None})
+
+    def with_source(self, source: str) -> ChatTemplate:
+        """Another template for the same model."""
+        return ChatTemplate(source, special_tokens=self._special_tokens)
 
     def render(
         self,
@@ -73,12 +90,35 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final: bool = False,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt of a conversation; `variables` are further names that this model's template knows.
 
-        Raises `ChatTemplateError` with the template's own words when it refuses the messages.
+        `continue_final` ends it within the last message, right after its content. Raises `ChatTemplateError` with the
+        template's own words when it refuses the messages.
         """
+        if continue_final:
+            mark = secrets.token_hex(16)
+            *before, last = messages
+            marked = [*before, {**last, "content": last["content"] + mark}]
+            text = self._render(marked, tools, add_generation_prompt=False, variables=variables)
+            prompt, found, _ = text.partition(mark)
+            if not found:
+                raise ChatTemplateError(
+                    "the model's chat template does not show the final message; it has no continuation"
+                )
+            return prompt
+        return self._render(messages, tools, add_generation_prompt=add_generation_prompt, variables=variables)
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        *,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None,
+    ) -> str:
         names = {**self._special_tokens, **(variables or {})}
         assert not RESERVED_NAMES & names.keys(), "the caller keeps them apart"
         try:

@@ -1,188 +1,139 @@
-"""POST /v1/chat/completions: OpenAI's chat API."""
+"""POST /v1/chat/completions: OpenAI's chat API, with fields of SGLang and vLLM."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-import pydantic
-from pydantic import BeforeValidator, Field
+import msgspec
+from pydantic import Field
 
-from router.api.fields import ApiModel, Whole, invalid, read_body
-from router.api.openai import OpenAIFields, OpenAIFrame
+from protocol.rooms import Job
+from router.api.chat_format import ChatFormat, ChatStyle
+from router.api.chat_grammar import chat_grammar
+from router.api.chat_messages import ChatMessage
+from router.api.chat_prompt import ChatPrompt, render_prompt
+from router.api.chat_tools import ToolChoice, ToolPlan, Tools, plan_tools
+from router.api.fields import Whole, invalid, read_body
+from router.api.openai import OpenAIFields
 from router.api.prompts import ModelText
-from router.api.response import FINISH_WORDS, Splice, chat_logprobs, event
-from router.errors import ApiError
-from router.work import Delta, SequenceOutput, Work
-from text.chat_template import RESERVED_NAMES, ChatTemplateError
-
-
-class TextPart(ApiModel):
-    type: Literal["text"]
-    text: str
-
-
-def _as_parts(content: Any) -> Any:
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    if not isinstance(content, list):
-        raise ValueError("give a text, or a list of text parts")
-    return content
-
-
-class ChatMessage(ApiModel):
-    unsupported = {"tool_calls": ([],), "function_call": (), "tool_call_id": (), "audio": (), "refusal": ()}
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[TextPart], BeforeValidator(_as_parts)]
-    name: str | None = None
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, value: Any) -> Any:
-        """Clients send back what they were given, with null for what there was none of."""
-        if not isinstance(value, dict):
-            return value
-        fields = {name: field for name, field in value.items() if field is not None}
-        for name in fields.keys() & cls.unsupported.keys():
-            if fields.pop(name) not in cls.unsupported[name]:
-                raise ValueError(f"{name} is not supported; leave it out")
-        return fields
-
-    def for_template(self) -> dict[str, Any]:
-        """As templates know messages: developer messages are system messages, parts are lines of one text."""
-        content = "\n".join(part.text for part in self.content)
-        message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content}
-        if self.name is not None:
-            message["name"] = self.name
-        return message
+from router.work import SequenceOutput, Work
+from text.message import MessageReader
+from text.reasoning import ReasoningSplitter
+from text.tools.parser import ToolParser
 
 
 class ChatRequest(OpenAIFields):
     unsupported: ClassVar[dict[str, Sequence[Any]]] = {
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
-        "parallel_tool_calls": (True, False),
-        "functions": ([],),
-        "function_call": ("none", "auto"),
         "modalities": (["text"],),
         "audio": (),
         "prediction": (),
         "web_search_options": (),
-        "reasoning_effort": (),
         "verbosity": (),
         "store": (False,),
         "service_tier": ("auto", "default"),
-        "continue_final_message": (False,),
-        "add_generation_prompt": (True,),
         "best_of": (1,),
+        "use_beam_search": (False,),
+        "prompt_logprobs": (),
+        "bad_words": ([],),
+        "allowed_token_ids": (),
+        "truncate_prompt_tokens": (),
+        "documents": ([],),
+        "stream_reasoning": (True,),
+        "lora_path": (),
     }
+    replaced: ClassVar[dict[str, str]] = {"functions": "tools", "function_call": "tool_choice"}
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: Whole | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: Annotated[Whole, Field(ge=0, le=20)] = 0
+
+    tools: Tools = Field(default_factory=list)
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool = True
+
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    """For chat templates that know it, or whether to think at all."""
+    separate_reasoning: bool = True
+    """As SGLang: false leaves reasoning in the content, tags and all."""
+    include_reasoning: bool = True
+    """As vLLM: false leaves it out."""
+
+    add_generation_prompt: bool | None = None
+    """True unless the final message is continued."""
+    continue_final_message: bool = False
+    """The output goes on with the last message, which is the assistant's; with `echo` it is shown with it."""
+    echo: bool = False
+    add_special_tokens: bool = False
+    """Chat templates write the special tokens themselves."""
+    chat_template: str | None = Field(None, min_length=1)
+    """In the place of the model's; `router.allow_request_chat_template` allows it."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Further names for the model's template, such as Qwen's enable_thinking."""
+    """Further names for the chat template, such as Qwen's enable_thinking."""
 
-
-class ChatFormat:
-    """Writes chat completions and their chunks."""
-
-    def __init__(
-        self, work: Work, outputs: Sequence[SequenceOutput], request: ChatRequest, *, model: ModelText
-    ) -> None:
-        self._outputs = outputs
-        self._tokenizer = model.tokenizer
-        self._logprobs = request.logprobs
-        self._frame = OpenAIFrame(
-            work,
-            outputs,
-            kind="chat.completion.chunk" if work.stream else "chat.completion",
-            model=model.config.model_name,
-            created=model.stamp.created,
-            usage_event=request.stream_options.include_usage,
-        )
-        self._splices = [Splice(functools.partial(self._text_chunk, index)) for index in range(len(outputs))]
-
-    def opening(self) -> bytes:
-        role = {"role": "assistant", "content": ""}
-        return b"".join(event(self._chunk(index, role)) for index in range(len(self._outputs)))
-
-    def piece(self, index: int, delta: Delta) -> bytes:
-        written = b""
-        if self._logprobs and delta.events:
-            logprobs = chat_logprobs(self._tokenizer, delta.events)
-            written = event(self._chunk(index, {"content": delta.text}, logprobs=logprobs))
-        elif delta.text:
-            written = self._splices[index](delta.text)
-        if delta.finish is not None:
-            written += event(self._chunk(index, {}, finish=self._outputs[index]))
-        return written
-
-    def closing(self) -> bytes:
-        return self._frame.closing()
-
-    def whole(self) -> bytes:
-        choices = []
-        for index, output in enumerate(self._outputs):
-            logprobs = chat_logprobs(self._tokenizer, output.events) if self._logprobs else None
-            message = {"role": "assistant", "content": output.text}
-            choices.append({"index": index, "message": message, "logprobs": logprobs, **_ending(output)})
-        return self._frame.whole(choices)
-
-    def _text_chunk(self, index: int, text: str) -> dict[str, Any]:
-        return self._chunk(index, {"content": text})
-
-    def _chunk(
-        self,
-        index: int,
-        delta: dict[str, Any],
-        *,
-        logprobs: dict[str, Any] | None = None,
-        finish: SequenceOutput | None = None,
-    ) -> dict[str, Any]:
-        ending = _ending(finish) if finish is not None else {"finish_reason": None}
-        return self._frame.chunk({"index": index, "delta": delta, "logprobs": logprobs, **ending})
+    return_token_ids: bool = False
+    """As vLLM: the ids of the prompt's and the output's tokens, beside the text."""
 
 
 async def parse_chat(body: bytes, model: ModelText) -> tuple[Work, list[SequenceOutput], ChatFormat]:
     """The work a request asks for and how to answer it; raises `ApiError`."""
     request = read_body(ChatRequest, body)
     model.check_name(request.model)
-    prompt = await _prompt(request, model)
+    plan = plan_tools(request.tools, request.tool_choice, parallel=request.parallel_tool_calls)
+    prompt = render_prompt(request, plan, model)
+    work = _work(request, plan, prompt, await _tokens(request, prompt, model), model)
+    outputs = [SequenceOutput(job, model.tokenizer) for job in work.jobs]
+    return work, outputs, ChatFormat(work, outputs, _style(request, plan, prompt), model=model)
+
+
+async def _tokens(request: ChatRequest, prompt: ChatPrompt, model: ModelText) -> list[int]:
+    (ids,) = await model.encode([prompt.text], param="messages", add_special_tokens=request.add_special_tokens)
+    return ids
+
+
+def _work(request: ChatRequest, plan: ToolPlan, prompt: ChatPrompt, ids: list[int], model: ModelText) -> Work:
     wanted, name = request.max_completion_tokens, "max_completion_tokens"
     if wanted is None:
         wanted, name = request.max_tokens, "max_tokens"
-    limit = model.output_room(
-        len(prompt), wanted, param="messages", limit_name=name, default=model.config.context_length
-    )
+    limit = model.output_room(len(ids), wanted, param="messages", limit_name=name, default=model.config.context_length)
     if request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs", f"{request.top_logprobs} needs logprobs; set logprobs to true")
+    if request.echo and not request.continue_final_message:
+        raise invalid("echo", "it shows the message that is continued; set continue_final_message, or leave it out")
     logprobs = request.top_logprobs if request.logprobs else None
-    work = request.make_work(model, "chatcmpl", [prompt], limits=[limit], limit_name=name, logprobs=logprobs)
-    outputs = [SequenceOutput(job, model.tokenizer) for job in work.jobs]
-    return work, outputs, ChatFormat(work, outputs, request, model=model)
+    work = request.make_work(model, "chatcmpl", [ids], limits=[limit], limit_name=name, logprobs=logprobs)
+    chat = prompt.chat
+    if plan.constrained and chat.family is None:
+        field = "tool_choice" if plan.required else "tools"
+        raise invalid(field, "this server reads no tool calls (router.tool_parser is none), so it cannot promise any")
+    grammar = chat_grammar(work.jobs[0].sampling.grammar, plan, chat.family, prompt.thinking)
+    shown = chat.shown_special_ids(model.tokenizer, tools=bool(plan.callable))
+
+    def completed(job: Job) -> Job:
+        sampling = msgspec.structs.replace(job.sampling, grammar=grammar, shown_special_ids=shown)
+        return msgspec.structs.replace(job, sampling=sampling)
+
+    work.jobs[:] = map(completed, work.jobs)
+    return work
 
 
-async def _prompt(request: ChatRequest, model: ModelText) -> list[int]:
-    if model.template is None:
-        name = model.config.model_name
-        message = f"{name} has no chat template; use /v1/completions, or add chat_template.jinja to the model's folder"
-        raise ApiError(400, message, param="messages", code="no_chat_template")
-    if taken := RESERVED_NAMES & request.chat_template_kwargs.keys():
-        raise invalid("chat_template_kwargs", f"{min(taken)} is set by this API itself; leave it out")
-    messages = [message.for_template() for message in request.messages]
-    try:
-        text = model.template.render(messages, variables=request.chat_template_kwargs)
-    except ChatTemplateError as error:
-        raise ApiError(400, str(error), param="messages", code="chat_template_error") from error
-    # The template writes the special tokens itself.
-    (prompt,) = await model.encode([text], param="messages", add_special_tokens=False)
-    return prompt
+def _style(request: ChatRequest, plan: ToolPlan, prompt: ChatPrompt) -> ChatStyle:
+    family, thinking = prompt.chat.family, prompt.thinking
+    names = frozenset(tool.name for tool in plan.callable)
 
+    def make_reader() -> MessageReader:
+        return MessageReader(
+            reasoning=ReasoningSplitter(thinking) if thinking is not None and request.separate_reasoning else None,
+            tools=ToolParser(family.read, names) if family is not None and names else None,
+        )
 
-def _ending(output: SequenceOutput) -> dict[str, Any]:
-    assert output.finish is not None
-    return {"finish_reason": FINISH_WORDS[output.finish], "matched_stop": output.matched}
+    return ChatStyle(
+        logprobs=request.logprobs,
+        token_ids=request.return_token_ids,
+        reasoning=request.include_reasoning,
+        echoed=request.messages[-1].text if request.echo else "",
+        usage_event=request.stream_options.include_usage,
+        short_call_ids=family is not None and family.short_ids,
+        make_reader=make_reader,
+    )

@@ -56,9 +56,7 @@ class CompletionRequest(OpenAIFields):
         if self.stream and best_of > self.n:
             raise invalid("best_of", "the best choices are known at the end only; leave best_of or stream out")
         if self.stream and self.prompt_logprobs is not None:
-            raise invalid(
-                "prompt_logprobs", "only whole responses have them; leave prompt_logprobs or stream out"
-            )
+            raise invalid("prompt_logprobs", "only whole responses have them; leave prompt_logprobs or stream out")
         if self.max_tokens == 0 and self.min_tokens:
             raise invalid("min_tokens", f"{self.min_tokens} is more than max_tokens, which is 0 here")
 
@@ -86,8 +84,7 @@ class CompletionFormat:
             work,
             outputs,
             kind="text_completion",
-            model=model.config.model_name,
-            created=model.stamp.created,
+            model=model,
             usage_event=request.stream_options.include_usage,
         )
         self._splices = [Splice(functools.partial(self._text_chunk, index)) for index in range(len(outputs))]

@@ -32,6 +32,8 @@ class ApiModel(pydantic.BaseModel):
 
     unsupported: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Fields of the API that are refused, each with the values that ask for nothing."""
+    replaced: ClassVar[Mapping[str, str]] = {}
+    """Fields of the API's past that are refused, each with the one to use instead."""
 
 
 Model = TypeVar("Model", bound=ApiModel)
@@ -65,6 +67,9 @@ def read_object(
         if fields.pop(name) not in model.unsupported[name]:
             message = f"{within}{name} is not supported; leave it out"
             raise ApiError(400, message, param=within + name, code="unsupported_parameter")
+    for name in fields.keys() & model.replaced.keys():
+        message = f"{within}{name} is not supported any more; use {within}{model.replaced[name]}"
+        raise ApiError(400, message, param=within + name, code="unsupported_parameter")
     for name in fields.keys() - model.model_fields.keys():
         raise _unknown([*model.model_fields, *known], within, name)
     try:

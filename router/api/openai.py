@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -41,6 +41,10 @@ class OpenAIFields(SamplingFields):
     metadata: dict[str, str] | None = None
     cache_salt: str | None = Field(None, min_length=1, max_length=1024)
     """As vLLM: requests share cached prefixes with those of the same salt only."""
+    priority: Annotated[Whole, Field(ge=0, le=0)] = 0
+    """As vLLM, whose default is 0; requests are served as they come, so no other can be honoured."""
+    spaces_between_special_tokens: bool = True
+    """As vLLM and SGLang; tokenizers of the kind served here never put any, whatever it says."""
     return_timeline: bool = False
     """Ours: tell where the time went."""
 
@@ -127,12 +131,18 @@ class OpenAIFrame:
     """The parts of a response around its choices."""
 
     def __init__(
-        self, work: Work, outputs: Sequence[SequenceOutput], *, kind: str, model: str, created: int, usage_event: bool
+        self, work: Work, outputs: Sequence[SequenceOutput], *, kind: str, model: ModelText, usage_event: bool
     ) -> None:
         self._work = work
         self._outputs = outputs
         self._usage_event = usage_event
-        self._head: dict[str, Any] = {"id": work.response_id, "object": kind, "created": created, "model": model}
+        self._head: dict[str, Any] = {
+            "id": work.response_id,
+            "object": kind,
+            "created": model.stamp.created,
+            "model": model.config.model_name,
+            "system_fingerprint": model.fingerprint,
+        }
 
     def chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         """A stream's chunk with one choice."""
@@ -148,10 +158,10 @@ class OpenAIFrame:
             asked["usage"] = usage(self._work, self._outputs)
         return event({**self._head, "choices": [], **asked}) + DONE if asked else DONE
 
-    def whole(self, choices: list[dict[str, Any]]) -> bytes:
-        """The whole response, usage included."""
-        body = {**self._head, "choices": choices, "usage": usage(self._work, self._outputs), **self._timeline()}
-        return encode(body)
+    def whole(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
+        """The whole response, usage included; `more` stands beside the choices."""
+        told = {"usage": usage(self._work, self._outputs), **self._timeline(), **more}
+        return encode({**self._head, "choices": choices, **told})
 
     def _timeline(self) -> dict[str, Any]:
         """Each sequence's timeline, by the index of its choice, if the request asked."""

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
 
+from router.api.chat_model import ChatModel
 from router.api.fields import invalid, shown
 from router.config import RouterConfig
 from router.errors import ApiError
 from router.stamp import Stamp
-from text.chat_template import ChatTemplate
 from text.tokenizer import Tokenizer
 
 
@@ -26,7 +26,10 @@ class ModelText:
 
     config: RouterConfig
     tokenizer: Tokenizer
-    template: ChatTemplate | None
+    chat: ChatModel | None
+    """How it chats; None where it has no chat template."""
+    fingerprint: str
+    """Of the model and its configuration, for clients that compare answers."""
     stamp: Stamp
     """Of the request that is parsed; the router's own outside of one."""
 

@@ -46,6 +46,8 @@ class SamplingFields(GrammarFields):
     stop_token_ids: list[Annotated[Whole, Field(ge=0)]] = Field(default_factory=list, max_length=_MAX_BIASED)
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    """As vLLM: the stop string, or stop token, that ends the text is shown."""
     n: Whole = Field(1, ge=1)
 
     @pydantic.field_validator("logit_bias")
@@ -96,6 +98,7 @@ class SamplingFields(GrammarFields):
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
             skip_special_tokens=self.skip_special_tokens,
+            include_stop=self.include_stop_str_in_output,
             logprobs=logprobs,
             grammar=self.grammar(),
         )

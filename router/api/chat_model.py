@@ -1,0 +1,51 @@
+"""How the served model chats, as its template and the configuration say."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from protocol.rooms import PROTOCOL_VERSION
+from router.config import RouterConfig
+from text.chat_template import ChatTemplate
+from text.reasoning import TAGS, ReasoningStyle, choose_style
+from text.tokenizer import Tokenizer
+from text.tools.families import ToolFamily, choose_family
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatModel:
+    """Made once for the model's template, and once more for one that a request brings."""
+
+    template: ChatTemplate
+    family: ToolFamily | None
+    """How calls of tools are written and read; None: they are not read."""
+    style: ReasoningStyle | None
+    """How reasoning is told from the answer; None: it is not."""
+    knows_tools: bool
+    """The template shows the model the tools."""
+    knows_calls: bool
+    """It shows the assistant's calls and the tools' results."""
+
+    @classmethod
+    def of(cls, template: ChatTemplate, config: RouterConfig) -> ChatModel:
+        return cls(
+            template=template,
+            family=choose_family(config.tool_parser, template.source),
+            style=choose_style(config.reasoning_parser, template.source),
+            knows_tools="tools" in template.names,
+            knows_calls="tool_calls" in template.source,
+        )
+
+    def shown_special_ids(self, tokenizer: Tokenizer, *, tools: bool) -> tuple[int, ...]:
+        """The special tokens that must be seen in the output's text, for reasoning and calls to be found in it."""
+        marks = {*(TAGS if self.style is not None else ())}
+        if tools and self.family is not None:
+            marks.update(self.family.markers)
+        return tuple(sorted(token for token in tokenizer.special_ids if tokenizer.token_text(token) in marks))
+
+
+def fingerprint(config: RouterConfig, template: ChatTemplate | None) -> str:
+    """OpenAI's `system_fingerprint`: the same where the same request, with a seed, has the same answer."""
+    parts = (config.model_name, config.context_length, template.source if template else None, PROTOCOL_VERSION)
+    return "fp_" + hashlib.blake2b(repr(parts).encode(), digest_size=5).hexdigest()
