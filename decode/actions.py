@@ -168,6 +168,7 @@ class DecodeActions:
             logged=job.logged,
             namespace=job.namespace,
             arrival=now,
+            constraint=self._ports.constrain(room),
             scoring=None if receives else job.scoring,
         )
         self.rooms[room] = DecodeRoom(

@@ -24,6 +24,7 @@ from decode.ports import DecodePorts, Fetcher, JobKey
 from decode.rooms import DECODE_TABLE, DecodeEvent, DecodeRoom, DecodeState
 from decode.traffic import TrafficBook
 from engine.engine import Engine, RequestTooLong
+from engine.grammar.constraint import Constraint
 from engine.outputs import StepOutput
 from engine.request import Request
 from protocol.room_memory import Fate, MemoryLimits, RoomMemory
@@ -69,6 +70,7 @@ class DecodeHalf:
         connect: Callable[[PeerAddress], str],
         send: Callable[[str, Message], None],
         emit: Callable[[str, TokenEvent], None],
+        constrain: Callable[[Room], Constraint | None] = lambda room: None,
         clock: Callable[[], float] = time.monotonic,
         unix_time: Callable[[], float] = time.time,
         observe: Callable[[DecodeStage, float], None] | None = None,
@@ -89,6 +91,7 @@ class DecodeHalf:
             connect=connect,
             send=send,
             emit=emit,
+            constrain=constrain,
             clock=clock,
             unix_time=unix_time,
             observe=observe,

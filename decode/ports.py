@@ -8,6 +8,7 @@ from typing import Protocol
 
 from decode.counters import DecodeStage
 from engine.engine import Engine
+from engine.grammar.constraint import Constraint
 from protocol.rooms import Message, PeerAddress, Room, TokenEvent
 from transfer.jobs import FetchJob, FetchResult
 
@@ -39,6 +40,8 @@ class DecodePorts:
     """(link, message)."""
     emit: Callable[[str, TokenEvent], None]
     """(router's link, token)."""
+    constrain: Callable[[Room], Constraint | None]
+    """The place in its grammar of a room that is being opened, if its job has one."""
     clock: Callable[[], float]
     """Seconds that only ever grow; the fetcher's clock."""
     unix_time: Callable[[], float]

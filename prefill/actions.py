@@ -12,6 +12,7 @@ from typing import assert_never
 
 from engine.engine import Engine
 from engine.events import token_event
+from engine.grammar.constraint import Constraint
 from engine.request import Request, RequestStatus
 from prefill.ahead import AheadLimit
 from prefill.counters import PrefillCounters, PrefillStage
@@ -76,6 +77,8 @@ class PrefillPorts:
     """(link, message)."""
     emit: Callable[[str, TokenEvent], None]
     """(router's link, token)."""
+    constrain: Callable[[Room], Constraint | None]
+    """The place in its grammar of a room that is being opened, if its job has one."""
     clock: Callable[[], float]
     """Seconds that only ever grow."""
     unix_time: Callable[[], float]
@@ -162,6 +165,7 @@ class PrefillActions:
             namespace=job.namespace,
             retain=True,
             arrival=now,
+            constraint=self._ports.constrain(room),
             scoring=job.scoring,
         )
         record = PrefillRoom(

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
 from engine.engine import Engine, RequestTooLong
+from engine.grammar.constraint import Constraint
 from engine.outputs import StepOutput, TokenOutput
 from engine.request import Request
 from prefill.actions import Cause, PrefillActions, PrefillPorts
@@ -63,6 +64,7 @@ class PrefillHalf:
         checksums: Callable[[Sequence[int]], list[int]],
         send: Callable[[str, Message], None],
         emit: Callable[[str, TokenEvent], None],
+        constrain: Callable[[Room], Constraint | None] = lambda room: None,
         clock: Callable[[], float] = time.monotonic,
         unix_time: Callable[[], float] = time.time,
         observe: Callable[[PrefillStage, float], None] | None = None,
@@ -81,6 +83,7 @@ class PrefillHalf:
             checksums=checksums,
             send=send,
             emit=emit,
+            constrain=constrain,
             clock=clock,
             unix_time=unix_time,
             observe=observe,

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import msgspec
 
 from protocol.rooms import FailureCode
+from protocol.sampling import Grammar
 
 
 class ApiError(Exception):
@@ -69,8 +70,16 @@ def deadline_passed(timeout_s: float) -> ApiError:
     return ApiError(504, message, kind="timeout_error", code="deadline_exceeded")
 
 
-def room_failed(code: FailureCode, detail: str, *, epochs: int, retry_after_s: int) -> ApiError:
-    """What the client hears when the last epoch of its request failed with `code`."""
+def room_failed(
+    code: FailureCode, detail: str, *, epochs: int, retry_after_s: int, grammar: Grammar | None = None
+) -> ApiError:
+    """What the client hears when the last epoch of its request, which had that `grammar`, failed with `code`."""
+    field = grammar.field if grammar is not None else ""
+    if code is FailureCode.BAD_GRAMMAR:
+        return ApiError(400, f"{field}: {detail}", param=field, code="invalid_grammar")
+    if code is FailureCode.NO_GRAMMARS:
+        message = f"{field} cannot be served: {detail}"
+        return ApiError(501, message, kind="server_error", param=field, code="grammars_unavailable")
     if code is FailureCode.TOO_LONG:
         return ApiError(400, detail, code="context_length_exceeded")
     if code is FailureCode.DEADLINE:

@@ -339,7 +339,13 @@ class Generation:
 
     def _error(self, code: FailureCode, detail: str) -> ApiError:
         retry_after_s = self._services.config.retry_after_s
-        return room_failed(code, detail, epochs=self.epoch + 1, retry_after_s=retry_after_s)
+        return room_failed(
+            code,
+            detail,
+            epochs=self.epoch + 1,
+            retry_after_s=retry_after_s,
+            grammar=self._job.sampling.grammar,
+        )
 
     def _fail(self, error: ApiError) -> None:
         self._end(GenerationState.FAILED)
