@@ -58,6 +58,9 @@ class ReplicaSection(Section):
     num_gpus: float = Field(default=0.0, ge=0)
     resources: dict[str, float] = {}
     """Custom Ray resources each replica asks for: the way to pin a pool to some nodes."""
+    page_size: int | None = Field(default=None, ge=1)
+    """Tokens in a KV page of this pool; the cluster's `page_size` when unset. Pools of unequal ones exchange parts of
+    pages, which costs a little more than whole pages."""
     max_total_tokens: int = Field(default=32768, ge=32)
     """Tokens that each replica's KV pool holds."""
     chunked_prefill_size: int = Field(default=512, ge=1)
@@ -175,7 +178,7 @@ class ClusterConfig(Section):
     mode: Literal["disaggregated", "aggregated"] = "disaggregated"
     model: ModelSection = ModelSection()
     page_size: int = Field(default=16, ge=1)
-    """Tokens in a KV page, in every replica: pages move between them as they are."""
+    """Tokens in a KV page, in all pools that do not say otherwise."""
     prefill: ReplicaSection = ReplicaSection()
     decode: ReplicaSection = ReplicaSection()
     aggregated: ReplicaSection = ReplicaSection()
@@ -192,6 +195,21 @@ class ClusterConfig(Section):
         """The pools of this mode, by role."""
         if self.mode == "aggregated":
             return {"aggregated": self.aggregated}
+    @model_validator(mode="after")
+    def _transport_takes_parts_of_pages(self) -> ClusterConfig:
+        sizes = {name: self.page_size_of(name) for name in self.pools}
+        if len(set(sizes.values())) > 1 and self.transfer.transport not in ("auto", "shm", "tcp"):
+            raise ValueError(
+                f"page_size is {sizes['prefill']} in the prefill pool and {sizes['decode']} in the decode pool, but "
+                f"transport {self.transfer.transport!r} moves whole pages only; set transport to auto, shm or tcp, or "
+                "give both pools the same page_size"
+            )
+        return self
+
+    def page_size_of(self, pool: str) -> int:
+        """Tokens in a KV page of a pool."""
+        return self.pools[pool].page_size or self.page_size
+
         return {"prefill": self.prefill, "decode": self.decode}
 
     def resolve(self, *, cluster_cpus: float) -> ClusterConfig:

@@ -107,7 +107,7 @@ def _worker_config(config: ClusterConfig, role: ReplicaRole, secret: bytes) -> W
         role=role,
         model_path=model_folder(config.model.path),
         engine=EngineConfig(
-            page_size=config.page_size,
+            page_size=config.page_size_of(role.value),
             max_total_tokens=section.max_total_tokens,
             max_running_requests=section.max_running_requests,
             chunked_prefill_size=section.chunked_prefill_size,

@@ -13,12 +13,12 @@ import asyncio
 import logging
 import queue
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from cluster.engine_thread import EngineThread, Event, Outbox
+from cluster.offer_checksums import OfferChecksums, pool_shape
 from cluster.peer_links import PeerLinks
 from cluster.worker_config import TransferOptions, WorkerConfig
 from cluster.worker_state import StateReporter
@@ -34,7 +34,6 @@ from protocol.endpoints import Identity, LinkServer
 from protocol.handshake import LinkRole
 from protocol.membership import Member
 from text.tokenizer import Tokenizer
-from transfer.checksum import page_checksums
 from transfer.disk.spool import Spool
 from transfer.doors import DoorParts, open_doors
 from transfer.fetcher import PageFetcher
@@ -65,6 +64,7 @@ class ReplicaWorker:
         )
         self._spec = self._model.kv_spec(config.engine.page_size)
         self._layout = self._spec.layout_fingerprint(self._model.config.model_id)
+        self._shape = pool_shape(self._spec, self._model.config.model_id)
         self._memory = SharedMemory(
             config.engine.num_pages * self._spec.page_bytes,
             prefault=False,
@@ -101,12 +101,12 @@ class ReplicaWorker:
                 folder_max_bytes=config.transfer.folder_max_bytes,
             ),
         )
-        self._spools = [door for door in self._doors if isinstance(door, Spool)]
         self._pages = PageServer(
             memory=self._memory,
             page_bytes=self._spec.page_bytes,
             num_pages=config.engine.num_pages,
             layout=self._layout,
+            shape=self._shape,
             host=config.advertise_host,
             bind_host=config.bind_host,
             boot=self.boot,
@@ -117,6 +117,7 @@ class ReplicaWorker:
             memory=self._memory,
             page_bytes=self._spec.page_bytes,
             layout=self._layout,
+            shape=self._shape,
             secret=config.secret,
             num_threads=config.transfer.num_threads,
             transport=config.transfer.transport,
@@ -135,7 +136,13 @@ class ReplicaWorker:
         self.reporter = StateReporter()
         self._prefill = PrefillHalf(
             engine=self._engine,
-            checksums=self._checksums,
+            checksums=OfferChecksums(
+                self._memory.view,
+                self._shape,
+                page_bytes=self._spec.page_bytes,
+                spools=[door for door in self._doors if isinstance(door, Spool)],
+                enabled=config.transfer.checksum,
+            ),
             send=outbox.send,
             emit=outbox.emit,
             observe=self.reporter.observe,
@@ -239,12 +246,3 @@ class ReplicaWorker:
         """Nobody can reach this replica any more, and everybody who could knows at once."""
         self._server.close()
         self._links.close()
-
-    def _checksums(self, pages: Sequence[int]) -> list[int]:
-        """Of pages that are about to be offered; on the engine thread."""
-        if not self.config.transfer.checksum:
-            return [0] * len(pages)
-        checksums = page_checksums(self._memory.view, self._spec.page_bytes, pages)
-        for spool in self._spools:
-            spool.offer(pages, checksums)
-        return checksums

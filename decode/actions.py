@@ -175,7 +175,7 @@ class DecodeActions:
             room=room,
             router=cause.link,
             request=request,
-            intake=PageIntake(-(-request.num_tokens // self._ports.engine.config.page_size)),
+            intake=self._intake(opening, request),
             opened_at=now,
             queued_at=now,
             deadline=now + opening.ttl_ms / 1000,
@@ -191,6 +191,11 @@ class DecodeActions:
         else:
             self.counters.generating += 1
 
+    def _intake(self, opening: OpenDecode | OpenGenerate, request: Request) -> PageIntake:
+        ours = self._ports.engine.config.page_size
+        theirs = opening.prefill_page_size if isinstance(opening, OpenDecode) else 0
+        return PageIntake(request.num_tokens, page_size=ours, source_page_size=theirs or ours)
+
     def _add(self, record: DecodeRoom) -> None:
         try:
             self._ports.engine.add(record.request)
@@ -204,7 +209,7 @@ class DecodeActions:
         if record.address not in self.links:
             self.links[record.address] = self._ports.connect(record.address)
         record.prefill = self.links[record.address]
-        self._tell(record, Join(record.room))
+        self._tell(record, Join(record.room, grain=record.intake.grain_tokens))
         self._queue.enter(record)
 
     # ---- receiving ----------------------------------------------------------------------------------------------
@@ -232,7 +237,7 @@ class DecodeActions:
         self.counters.granted += 1
         self.counters.held_pages += held
         self.report(DecodeStage.RESERVE_WAIT, now - record.opened_at)
-        self._tell(record, Reservation(record.room, held))
+        self._tell(record, Reservation(record.room, record.intake.held_pages))
 
     def _fetch(self, record: DecodeRoom) -> None:
         """One copy of everything that is offered and not here yet."""
@@ -243,7 +248,7 @@ class DecodeActions:
         number = record.num_jobs
         record.num_jobs += 1
         record.jobs[number] = [index for index, _, _ in batch]
-        targets = record.request.pages
+        pages = record.request.pages
         self.counters.fetches += 1
         if record.timeline is not None:
             record.timeline.copy_begun(number, self._ports.clock())
@@ -252,8 +257,9 @@ class DecodeActions:
                 key=(record.room, number),
                 peer=record.address,
                 source_pages=[source for _, source, _ in batch],
-                target_pages=[targets[index] for index, _, _ in batch],
+                target_pages=[record.intake.target(index, pages) for index, _, _ in batch],
                 checksums=[checksum for _, _, checksum in batch],
+                grain_tokens=record.intake.grain_tokens,
                 deadline=record.deadline,
             ),
             self._ports.on_fetched,

@@ -151,7 +151,7 @@ class DecodeHalf:
         pages = record.jobs.pop(number)
         if record.timeline is not None:
             record.timeline.copy_ended(number, result)
-        self._actions.count_fetched(result, len(pages))
+        self._actions.count_fetched(result, record.intake.count_pages(pages))
         event = DecodeEvent.FETCHED if result.ok else DecodeEvent.FETCH_FAILED
         self._fire(event, room, detail=result.error or "", pages=pages)
 

@@ -264,7 +264,7 @@ class DecodeRoom:
     progress_at: float = 0.0
     """When pages were granted or last came."""
     jobs: dict[int, list[int]] = field(default_factory=dict)
-    """Copies running, by number: the prompt pages each brings."""
+    """Copies running, by number: what each brings, as the intake counts it."""
     num_jobs: int = 0
     """Copies ever begun: the next one's number."""
     output: TokenOutput | None = None

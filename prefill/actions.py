@@ -26,6 +26,7 @@ from protocol.rooms import (
     Abort,
     AbortReason,
     Handoff,
+    Join,
     Message,
     OpenPrefill,
     Phases,
@@ -71,8 +72,9 @@ class PrefillPorts:
     """The world as a prefill half reaches it."""
 
     engine: Engine
-    checksums: Callable[[Sequence[int]], list[int]]
-    """xxh3-64 of each of the given pages of the pool; nothing when verification is off."""
+    checksums: Callable[[Sequence[int], int], list[int]]
+    """xxh3-64 of each of the given pages of the pool, or of every so many tokens in them where that is not 0; nothing
+    when verification is off."""
     send: Callable[[str, Message], None]
     """(link, message)."""
     emit: Callable[[str, TokenEvent], None]
@@ -190,7 +192,9 @@ class PrefillActions:
         if record.decode == cause.link:
             self.answers.duplicate()
             return
-        record.decode = cause.link
+        join = cause.message
+        assert isinstance(join, Join)
+        record.decode, record.grain = cause.link, join.grain
         record.offered = range(0)
         if record.timeline is not None:
             record.timeline.joined(self._ports.clock())

@@ -61,7 +61,7 @@ class PrefillHalf:
         self,
         *,
         engine: Engine,
-        checksums: Callable[[Sequence[int]], list[int]],
+        checksums: Callable[[Sequence[int], int], list[int]],
         send: Callable[[str, Message], None],
         emit: Callable[[str, TokenEvent], None],
         constrain: Callable[[Room], Constraint | None] = lambda room: None,

@@ -18,7 +18,11 @@ class Offers:
     """The offers that are due in this pass. `checksums` may give nothing: then they are offered unverified."""
 
     def __init__(
-        self, *, page_size: int, checksums: Callable[[Sequence[int]], list[int]], send: Callable[[str, Message], None]
+        self,
+        *,
+        page_size: int,
+        checksums: Callable[[Sequence[int], int], list[int]],
+        send: Callable[[str, Message], None],
     ) -> None:
         self._page_size = page_size
         self._checksums = checksums
@@ -58,5 +62,5 @@ class Offers:
         for span in spans:
             if span:
                 pages = record.request.pages[span.start : span.stop]
-                self._send(record.decode, Offer(record.room, span.start, pages, self._checksums(pages)))
+                self._send(record.decode, Offer(record.room, span.start, pages, self._checksums(pages, record.grain)))
         return sum(len(span) for span in spans)

@@ -220,6 +220,8 @@ class PrefillRoom:
     state: PrefillState = PrefillState.WAITING
     decode: str | None = None
     """Link of the decode half, once it has joined."""
+    grain: int = 0
+    """Tokens to a checksum, as it asked; 0 is one for each page."""
     reserved: bool = False
     held_pages: int = 0
     """Leading pages that decode has in its prefix cache."""

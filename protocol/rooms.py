@@ -82,6 +82,8 @@ class OpenDecode(Message, frozen=True, tag="open_decode"):
     job: Job
     ttl_ms: int
     prefill: PeerAddress
+    prefill_page_size: Count = 0
+    """Tokens in a page there; 0 when it is the same here."""
 
 
 class OpenGenerate(Message, frozen=True, tag="open_generate"):
@@ -129,10 +131,13 @@ class Join(Message, frozen=True, tag="join"):
     """Decode -> prefill, as soon as its half is open: this connection takes the room's offers."""
 
     room: Room
+    grain: Count = 0
+    """Offers are to have a checksum for every so many tokens, which divide prefill's pages; 0 is one for each page."""
 
 
 class Reservation(Message, frozen=True, tag="reservation"):
-    """Decode -> prefill: pages for the whole prompt are reserved; the first `held_pages` need no transfer."""
+    """Decode -> prefill: pages for the whole prompt are reserved; the first `held_pages` of prefill's need no
+    transfer."""
 
     room: Room
     held_pages: Count
@@ -141,8 +146,9 @@ class Reservation(Message, frozen=True, tag="reservation"):
 class Offer(Message, frozen=True, tag="offer"):
     """Prefill -> decode: pages of the prompt whose KV is complete and may be taken.
 
-    Prompt page `first + i` lies in prefill's pool at page `pages[i]` and has xxh3-64 checksum `checksums[i]`
-    (0 when verification is off). Pages arrive in prompt order but an offer may arrive twice.
+    Prompt page `first + i` lies in prefill's pool at page `pages[i]` and has xxh3-64 checksum `checksums[i]`, or as
+    many as decode asked for when it joined (0 when verification is off). Pages arrive in prompt order but an offer may
+    arrive twice.
     """
 
     room: Room

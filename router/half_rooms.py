@@ -42,7 +42,8 @@ class HalfRooms:
         prefill.send(OpenPrefill(room, job, ttl_ms, decode.address if decode is not None else None))
         # Sending can find the link broken, and then these halves have been given up already.
         if decode is not None and self._room == room and self.decode is decode:
-            decode.send(OpenDecode(room, job, ttl_ms, prefill.address))
+            page_size = prefill.member.page_size
+            decode.send(OpenDecode(room, job, ttl_ms, prefill.address, prefill_page_size=page_size))
 
     def prompt_computed(self) -> None:
         """The first token is there: no prompt of this room waits any more."""

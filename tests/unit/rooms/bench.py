@@ -116,7 +116,7 @@ class PrefillBench(_Bench):
             **half,
         )
 
-    def checksums(self, pages: Sequence[int]) -> list[int]:
+    def checksums(self, pages: Sequence[int], grain: int) -> list[int]:
         return pool_checksums(self.engine.pool, pages) if self.verify else []
 
 

@@ -180,7 +180,7 @@ class Replica:
     def decode_fetched(self, result: object) -> None:
         raise AssertionError("the schedule delivers results itself")
 
-    def _checksums(self, pages: Sequence[int]) -> list[int]:
+    def _checksums(self, pages: Sequence[int], grain: int) -> list[int]:
         return pool_checksums(self.engine.pool, pages)
 
     def _send(self, wire: str, message: Message) -> None:
