@@ -62,6 +62,7 @@ class Nursery:
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = _start("nursery", theirs)
+        self.pid = self._process.pid
 
     def fork(self, sock: socket.socket) -> int:
         """The process id of a new peer that takes its orders from `sock`."""
@@ -107,6 +108,11 @@ class PeerProcess:
         if offered:
             self.offer(offered)
 
+    @property
+    def is_alive(self) -> bool:
+        """Stopped or not."""
+        return self._pidfd >= 0 and not select.select([self._pidfd], [], [], 0)[0]
+
     def page(self, page: int) -> bytes:
         return self.content[page].tobytes()
 
@@ -145,7 +151,7 @@ class PeerProcess:
 
     def close(self) -> None:
         if self._pidfd >= 0:
-            if not select.select([self._pidfd], [], [], 0)[0]:
+            if self.is_alive:
                 self.kill()
             os.close(self._pidfd)
             self._pidfd = -1

@@ -41,9 +41,10 @@ def run_schedules(make: Callable[[random.Random], World], count: int, *, length:
         except Exception as error:
             error.add_note(f"in the schedule of seed {seed}: {operations}, then {'close' if closes else 'rest'}")
             error.add_note(f"again: {_SEED}={seed} python -m pytest '{os.environ.get('PYTEST_CURRENT_TEST', '')}'")
-            with contextlib.suppress(Exception):  # so that no thread of it outlives the test
+            with contextlib.suppress(Exception):  # so that nothing of it outlives the test
                 world.go()
                 world.fetcher.close()
+                world.memory.close()
             raise
 
 
