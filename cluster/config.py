@@ -16,6 +16,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from text.reasoning import ReasoningParserName
+from text.tools.families import ToolParserName
+
 Auto = Literal["auto"]
 
 
@@ -43,6 +46,8 @@ class ModelSection(Section):
     """What clients call it; the folder's name when unset."""
     context_length: int | None = Field(default=None, ge=2)
     """Tokens of prompt and output together; the model's own, or what the smallest KV pool holds, when unset."""
+    chat_template: str | None = None
+    """A file with a chat template (jinja) to use in the place of the model's own; on every node, under this name."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     device: Literal["cpu", "cuda"] = "cpu"
 
@@ -139,6 +144,12 @@ class RouterSection(Section):
     graceful_shutdown_timeout_s: float = Field(default=60.0, gt=0)
     """A router that is to go finishes its streams within this time."""
 
+    tool_parser: ToolParserName = "auto"
+    """How the model writes calls of tools: `auto` goes by its chat template, `none` leaves them in the text."""
+    reasoning_parser: ReasoningParserName = "auto"
+    """How reasoning is told from the answer: `auto` goes by the chat template, `none` leaves it in the text."""
+    allow_request_chat_template: bool = False
+    """Whether requests may bring a `chat_template`: only for clients who may keep a router busy as they like."""
     @model_validator(mode="after")
     def _keys_and_origins_make_sense(self) -> RouterSection:
         if self.api_keys_file is not None and not os.path.isabs(self.api_keys_file):
