@@ -144,6 +144,11 @@ class RouterSection(Section):
     graceful_shutdown_timeout_s: float = Field(default=60.0, gt=0)
     """A router that is to go finishes its streams within this time."""
 
+    resume_window_s: float = Field(default=60.0, ge=0)
+    """How long the tokens of a stream are kept after its connection has ended, for its client to come back with the
+    Last-Event-ID. 0: not at all, and events have no ids, which some home-made clients stumble over."""
+    resume_max_mb: int = Field(default=64, ge=1)
+    """What these streams may occupy in each router; the oldest go first."""
     tool_parser: ToolParserName = "auto"
     """How the model writes calls of tools: `auto` goes by its chat template, `none` leaves them in the text."""
     reasoning_parser: ReasoningParserName = "auto"

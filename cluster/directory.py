@@ -1,4 +1,4 @@
-"""The directory: which replicas live, told by themselves and read by routers.
+"""The directory: which replicas live, told by themselves and read by routers; and what routers tell each other.
 
 Lifecycle: one deployment of one replica. Replicas send a heartbeat as soon as they are ready and every second from then
 on, and say so when they leave; routers ask for changes and are answered at once when there is one. It holds nothing
@@ -17,8 +17,9 @@ import time
 from typing import Any
 
 from cluster.member_book import MemberBook, Snapshot
+from cluster.router_board import RouterBoard
 from cluster.serve_logs import log_where_serve_does
-from protocol.membership import Member
+from protocol.membership import Member, RouterReport
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class Directory:
     def __init__(self, timeout_s: float) -> None:
         log_where_serve_does()
         self._book = MemberBook(boot=time.time_ns(), timeout_s=timeout_s, started_at=time.monotonic())
+        self._routers = RouterBoard(timeout_s=timeout_s)
         self._states: dict[str, dict[str, Any]] = {}
         self._changed = asyncio.Event()
 
@@ -55,6 +57,10 @@ class Directory:
             wake_at = min(give_up_at, self._book.next_expiry() or give_up_at)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), max(0.0, wake_at - now) + 0.001)
+
+    async def exchange(self, report: RouterReport) -> list[RouterReport]:
+        """A router's report for those of all routers that live."""
+        return self._routers.exchange(report, time.monotonic())
 
     async def states(self) -> dict[str, dict[str, Any]]:
         """What each living replica last said about itself, by replica id."""

@@ -7,11 +7,14 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from cluster.member_book import Snapshot
-from protocol.membership import Member
+from protocol.membership import Member, RouterReport
 
 
 class DirectoryHandle:
-    """Satisfies `membership.DirectoryClient`. Calls raise whatever Ray raises while the directory is away."""
+    """Satisfies `membership.DirectoryClient` and `router_gossip.Exchange`.
+
+    Calls raise whatever Ray raises while the directory is away.
+    """
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
@@ -25,3 +28,7 @@ class DirectoryHandle:
     async def watch(self, known: tuple[int, int] | None, patience_s: float) -> Snapshot:
         snapshot: Snapshot = await self._handle.watch.remote(known, patience_s)
         return snapshot
+
+    async def exchange(self, report: RouterReport) -> list[RouterReport]:
+        reports: list[RouterReport] = await self._handle.exchange.remote(report)
+        return reports

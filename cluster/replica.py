@@ -14,7 +14,6 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -23,6 +22,7 @@ from cluster.directory_handle import DirectoryHandle
 from cluster.membership import Announcer
 from cluster.metrics_export import MetricsExporter
 from cluster.model_folder import model_folder
+from cluster.node import node_address
 from cluster.replica_readings import ReplicaReadings
 from cluster.serve_logs import log_where_serve_does
 from protocol.membership import ReplicaRole
@@ -77,13 +77,6 @@ class Replica:
         await self._worker.stop()
 
 
-def _node_address() -> str:
-    """This node's address as Ray's other nodes know it, which is not always that of the first network card."""
-    node_id = ray.get_runtime_context().get_node_id()
-    (address,) = (node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == node_id)
-    return str(address)
-
-
 def _load(config: ClusterConfig, role: ReplicaRole, secret: bytes) -> ReplicaWorker:
     gc.disable()  # all that is made now stays: to look through it again and again is a tenth of the time
     try:
@@ -101,7 +94,7 @@ def _worker_config(config: ClusterConfig, role: ReplicaRole, secret: bytes) -> W
 
     section = config.pools[role.value]
     assert section.num_threads != "auto", "resolved by build_app"
-    host = _node_address()
+    host = node_address()
     return WorkerConfig(
         replica_id=serve.get_replica_context().replica_id.unique_id,
         role=role,

@@ -21,6 +21,8 @@ from cluster.ingress import IngressMode, ingress_mode, write_error_page
 from cluster.membership import MemberWatcher
 from cluster.metrics_export import MetricsExporter, readings_of
 from cluster.model_folder import context_length, model_folder, served_name
+from cluster.node import node_address
+from cluster.router_gossip import RouterGossip
 from cluster.serve_logs import log_where_serve_does
 from router.app import build_asgi
 from router.config import RouterConfig
@@ -50,8 +52,12 @@ class Router:
         if mode is IngressMode.HAPROXY:
             write_error_page(os.environ, retry_after_s=_ROUTER_RESTART_S)
         self._app: Starlette = build_asgi(_router_config(config, secret), router_id=router_id)
+        client = DirectoryHandle(directory)
+        peering = self._app.state.peering
+        self._gossip = RouterGossip(client, report=peering.report, take=peering.take)
+        self._gossip.start()
         self._watcher = MemberWatcher(
-            DirectoryHandle(directory),
+            client,
             on_members=self._app.state.members.update,
             patience_s=config.membership.timeout_s,
         )
@@ -67,6 +73,7 @@ class Router:
 
     async def __del__(self) -> None:
         if hasattr(self, "_exporter"):
+            await self._gossip.stop()
             await self._watcher.stop()
             await self._exporter.stop()
 
@@ -89,4 +96,7 @@ def _router_config(config: ClusterConfig, secret: bytes) -> RouterConfig:
         max_body_bytes=config.router.max_request_bytes,
         api_keys_file=config.router.api_keys_file,
         cors_origins=tuple(config.router.cors_origins),
+        resume_window_s=config.router.resume_window_s,
+        resume_max_bytes=config.router.resume_max_mb << 20,
+        listen_host=node_address(),
     )
