@@ -22,6 +22,7 @@ from typing import TypeVar
 
 import msgspec
 
+from cluster.grammar_gate import GrammarGate, GrammarReady, Opening
 from cluster.worker_state import StateReporter
 from decode.half import DecodeHalf
 from engine.engine import Engine
@@ -80,7 +81,7 @@ class _Call:
     run: Callable[[], None]
 
 
-Event = LinkUp | LinkLost | Received | FetchResult | _Call
+Event = LinkUp | LinkLost | Received | FetchResult | GrammarReady | _Call
 Outgoing = list[tuple[str, Message]]
 
 
@@ -129,6 +130,7 @@ class EngineThread:
         outbox: Outbox,
         prefill: PrefillHalf,
         decode: DecodeHalf,
+        gate: GrammarGate,
         inbox: queue.SimpleQueue[Event],
         loop: asyncio.AbstractEventLoop,
         deliver: Callable[[Outgoing], None],
@@ -140,6 +142,7 @@ class EngineThread:
         self._outbox = outbox
         self._prefill = prefill
         self._decode = decode
+        self._gate = gate
         self._inbox = inbox
         self._loop = loop
         self._deliver = deliver
@@ -218,6 +221,7 @@ class EngineThread:
             self._handle(event)
         self._prefill.tick()
         self._decode.tick()
+        self._gate.tick()
         # Before the step, not after it: a peer waits for what was just answered, and a step can take long.
         self._flush()
         if self._engine.has_work():
@@ -243,7 +247,7 @@ class EngineThread:
         """Seconds to sleep when there is no work."""
         now = time.monotonic()
         wake_at = now + self._idle_report_s
-        for deadline in (self._prefill.next_deadline(), self._decode.next_deadline()):
+        for deadline in (self._prefill.next_deadline(), self._decode.next_deadline(), self._gate.next_deadline()):
             if deadline is not None:
                 wake_at = min(wake_at, deadline)
         return max(0.0, wake_at - now)
@@ -261,20 +265,34 @@ class EngineThread:
                 self._decode_peers.discard(link_id)
                 self._prefill.link_lost(link_id)
                 self._decode.link_lost(link_id)
+                self._gate.link_lost(link_id)
+            case GrammarReady():
+                self._open(self._gate.ready(event))
             case _Call(run):
                 run()
 
     def _receive(self, link_id: str, message: AnyMessage) -> None:
         match message:
+            case OpenPrefill() | OpenDecode() | OpenGenerate() if message.job.sampling.grammar is not None:
+                self._open(self._gate.hold(link_id, message))
             case OpenPrefill() | Join() | Reservation() | Delivered():
                 self._prefill.handle(link_id, message)
             case OpenDecode() | OpenGenerate() | Offer() | Handoff():
                 self._decode.handle(link_id, message)
             case Abort() | Closed():
+                self._gate.aborted(message.room)
                 half = self._prefill if self._is_for_prefill(link_id, message.room) else self._decode
                 half.handle(link_id, message)
             case _:
                 log.warning("%s sent %s, which no replica takes", link_id, type(message).__name__)
+
+    def _open(self, opened: tuple[str, Opening] | None) -> None:
+        """An open whose grammar is there, if it is."""
+        match opened:
+            case (link_id, OpenPrefill() as opening):
+                self._prefill.handle(link_id, opening)
+            case (link_id, OpenDecode() | OpenGenerate() as opening):
+                self._decode.handle(link_id, opening)
 
     def _is_for_prefill(self, link_id: str, room: Room) -> bool:
         """Decode peers speak to our prefill half, prefill peers to our decode half, a router to the one it opened."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from cluster.engine_thread import EngineThread, Event, Outbox
+from cluster.grammar_gate import GrammarGate
 from cluster.offer_checksums import OfferChecksums, pool_shape
 from cluster.peer_links import PeerLinks
 from cluster.worker_config import TransferOptions, WorkerConfig
@@ -25,6 +26,9 @@ from cluster.worker_state import StateReporter
 from decode.half import DecodeHalf
 from engine.audit import AuditReport
 from engine.engine import Engine
+from engine.grammar.cache import GrammarCache
+from engine.grammar.compiler import GrammarCompiler
+from engine.grammar.masks import MaskFiller
 from engine.kv_spec import KVPool
 from engine.model.loader import load_model
 from engine.sampling import Sampler
@@ -71,12 +75,19 @@ class ReplicaWorker:
             shared_writable=bool(config.transfer.ib_device),  # RDMA cannot register what is only to be read
         )
         self._prefault = Prefault(self._memory)
+        tokenizer = Tokenizer.load(config.model_path)
+        shape = self._model.config
+        self._grammars = GrammarCache(
+            GrammarCompiler(tokenizer, vocab_size=shape.vocab_size, eos_token_ids=shape.eos_token_ids)
+        )
+        self._masks = MaskFiller(vocab_size=shape.vocab_size)
         self._engine = Engine(
             model=self._model,
             pool=KVPool(spec=self._spec, num_pages=config.engine.num_pages, buffer=self._memory.view),
             config=config.engine,
             sampler=Sampler(device=config.device, num_threads=config.num_threads),
-            stop_texts=stop_texts(Tokenizer.load(config.model_path)),
+            stop_texts=stop_texts(tokenizer),
+            masks=self._masks,
         )
         self._draining = False
 
@@ -134,6 +145,7 @@ class ReplicaWorker:
         )
         outbox = Outbox()
         self.reporter = StateReporter()
+        gate = GrammarGate(cache=self._grammars, post=inbox.put, send=outbox.send)
         self._prefill = PrefillHalf(
             engine=self._engine,
             checksums=OfferChecksums(
@@ -145,6 +157,7 @@ class ReplicaWorker:
             ),
             send=outbox.send,
             emit=outbox.emit,
+            constrain=gate.constraint,
             observe=self.reporter.observe,
         )
         self._decode = DecodeHalf(
@@ -154,6 +167,7 @@ class ReplicaWorker:
             connect=self._links.connect,
             send=outbox.send,
             emit=outbox.emit,
+            constrain=gate.constraint,
             observe=self.reporter.observe,
         )
         self._thread = EngineThread(
@@ -161,6 +175,7 @@ class ReplicaWorker:
             outbox=outbox,
             prefill=self._prefill,
             decode=self._decode,
+            gate=gate,
             inbox=inbox,
             loop=loop,
             deliver=self._links.deliver,
@@ -233,6 +248,8 @@ class ReplicaWorker:
         """End the thread, the ports and the memory. Routers see their links end and open lost rooms elsewhere."""
         self._cut_links()
         await asyncio.to_thread(self._thread.stop)
+        await asyncio.to_thread(self._masks.close)
+        await asyncio.to_thread(self._grammars.close)
         await asyncio.to_thread(self._fetcher.close)
         await asyncio.to_thread(self._pages.close)
         for door in self._doors:

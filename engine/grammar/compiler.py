@@ -37,11 +37,15 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._backend: Any = None
 
-    def compile(self, grammar: Grammar) -> CompiledGrammar:
-        """Takes milliseconds to seconds. Raises `GrammarRefused` or `GrammarsUnavailable`."""
+    def prepare(self) -> None:
+        """Load what all grammars need, once: a second or more. Raises `GrammarsUnavailable`."""
         with self._lock:
             if self._backend is None:
                 self._backend = self._make_backend()
+
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
+        """Takes milliseconds to seconds. Raises `GrammarRefused` or `GrammarsUnavailable`."""
+        self.prepare()
         try:
             handle = self._compile(grammar)
         except (RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:

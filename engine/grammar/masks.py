@@ -1,7 +1,7 @@
 """Masks of the tokens that may come next, filled by a thread while the model computes.
 
 `begin` names the constrained rows of a batch, `finish` waits for their masks; the engine thread calls both, in turn.
-In between the constraints belong to the filling thread. The thread lives from the constructor to `close`.
+In between the constraints belong to the filling thread. The thread lives from the first `begin` to `close`.
 """
 
 from __future__ import annotations
@@ -51,14 +51,16 @@ class MaskFiller:
         self._orders: queue.SimpleQueue[Sequence[MaskedRow] | None] = queue.SimpleQueue()
         self._filled: queue.SimpleQueue[RowMasks | BaseException] = queue.SimpleQueue()
         self._under_way = False
-        self._thread = threading.Thread(target=self._run, name="grammar-masks", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     def begin(self, rows: Sequence[MaskedRow]) -> None:
         """Start filling. Waits for what is under way, which nobody wants any more."""
         if self._under_way:  # of a batch that failed
             self._wait()
         if rows:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="grammar-masks", daemon=True)
+                self._thread.start()
             self._orders.put(rows)
             self._under_way = True
 
@@ -73,8 +75,10 @@ class MaskFiller:
 
     def close(self) -> None:
         """End the thread."""
-        self._orders.put(None)
-        self._thread.join(self._timeout_s)
+        if self._thread is not None:
+            self._orders.put(None)
+            self._thread.join(self._timeout_s)
+            self._thread = None
 
     def _wait(self) -> RowMasks | BaseException:
         try:

@@ -1,0 +1,159 @@
+"""Opens of rooms whose output a grammar constrains wait here until the grammar is compiled.
+
+So a room waits outside of the batch, and the halves' tables know nothing of grammars: for them the open comes when its
+grammar is there. Lifecycle of a held open: `hold` -> given back by `hold` itself, where the grammar is known, or by
+`ready`; refused (`RoomFailed`: the grammar is at fault, or its time is over); or forgotten (its router aborted it, or
+is gone). Whoever is given an open back handles it at once, and takes its constraint from `constraint`.
+
+The engine thread calls everything; the compiler's threads only `post`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from engine.grammar.cache import GrammarCache, Outcome
+from engine.grammar.constraint import Constraint
+from engine.grammar.errors import GrammarRefused, GrammarsUnavailable
+from protocol.rooms import FailureCode, Message, OpenDecode, OpenGenerate, OpenPrefill, Room, RoomFailed
+
+Opening = OpenPrefill | OpenDecode | OpenGenerate
+
+
+@dataclass(frozen=True)
+class GrammarReady:
+    """The answer for the open held under `ticket`."""
+
+    ticket: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class _Held:
+    link_id: str
+    opening: Opening
+    deadline: float
+    """Of the request."""
+    patience: float
+    """Of its grammar: when to give up waiting for it."""
+
+
+class GrammarGate:
+    """Every open with a grammar goes through `hold`; times are readings of `clock`."""
+
+    def __init__(
+        self,
+        *,
+        cache: GrammarCache,
+        post: Callable[[GrammarReady], None],
+        send: Callable[[str, Message], None],
+        clock: Callable[[], float] = time.monotonic,
+        timeout_s: float = 15.0,
+    ) -> None:
+        """`timeout_s` is how long a grammar may take, `post` leaves an answer in the engine thread's inbox."""
+        self._cache = cache
+        self._post = post
+        self._send = send
+        self._clock = clock
+        self._timeout_s = timeout_s
+        self._held: dict[int, _Held] = {}
+        self._tickets = 0
+        self._given: tuple[Room, Constraint] | None = None
+        """The room whose open was given back last, and its constraint."""
+
+    @property
+    def num_held(self) -> int:
+        return len(self._held)
+
+    def hold(self, link_id: str, opening: Opening) -> tuple[str, Opening] | None:
+        """An open came whose job has a grammar; (link, open) if it need not wait."""
+        grammar = opening.job.sampling.grammar
+        assert grammar is not None, "only opens with a grammar are held"
+        now = self._clock()
+        self._tickets += 1
+        ticket = self._tickets
+        self._held[ticket] = _Held(link_id, opening, now + opening.ttl_ms / 1000, now + self._timeout_s)
+        at_once: list[Outcome] | None = []
+
+        def answer(outcome: Outcome) -> None:
+            if at_once is None:
+                self._post(GrammarReady(ticket, outcome))
+            else:
+                at_once.append(outcome)
+
+        accepted = self._cache.request(grammar, opening.job.logged, answer)
+        answers, at_once = at_once, None
+        if not accepted:
+            self._fail(ticket, FailureCode.OVERLOADED, "too many requests wait for their grammars to be compiled")
+        return self.ready(GrammarReady(ticket, answers[0])) if answers else None
+
+    def ready(self, event: GrammarReady) -> tuple[str, Opening] | None:
+        """A grammar is compiled, or refused: (link, open) if it is there and the open still held."""
+        if event.ticket not in self._held:
+            return None
+        match event.outcome:
+            case Constraint():
+                return self._give(event.ticket, event.outcome)
+            case GrammarRefused():
+                self._fail(event.ticket, FailureCode.BAD_GRAMMAR, str(event.outcome))
+            case GrammarsUnavailable():
+                self._fail(event.ticket, FailureCode.NO_GRAMMARS, str(event.outcome))
+            case _:
+                self._fail(event.ticket, FailureCode.INTERNAL, f"its grammar failed: {event.outcome!r}")
+        return None
+
+    def constraint(self, room: Room) -> Constraint | None:
+        """Of the room whose open was given back last; the request that is made of it owns it from then on."""
+        return self._given[1] if self._given is not None and self._given[0] == room else None
+
+    def aborted(self, room: Room) -> None:
+        """The router wants the room no more."""
+        for ticket, held in list(self._held.items()):
+            if held.opening.room == room:
+                del self._held[ticket]
+
+    def link_lost(self, link_id: str) -> None:
+        """A router is gone, and its rooms with it."""
+        for ticket, held in list(self._held.items()):
+            if held.link_id == link_id:
+                del self._held[ticket]
+
+    def tick(self) -> None:
+        """Give up what has waited too long."""
+        now = self._clock()
+        for ticket, held in list(self._held.items()):
+            if now >= held.deadline:
+                self._fail(ticket, FailureCode.DEADLINE, "its grammar was not compiled by then")
+            elif now >= held.patience:
+                self._give_up(ticket, held)
+
+    def next_deadline(self) -> float | None:
+        """When `tick` must next be called."""
+        return min((min(held.deadline, held.patience) for held in self._held.values()), default=None)
+
+    # ---- inside -------------------------------------------------------------------------------------------------
+
+    def _give(self, ticket: int, constraint: Constraint) -> tuple[str, Opening]:
+        held = self._held.pop(ticket)
+        ttl_ms = max(1, int(1000 * (held.deadline - self._clock())))
+        opening = msgspec.structs.replace(held.opening, ttl_ms=ttl_ms)
+        self._given = (opening.room, constraint)
+        return held.link_id, opening
+
+    def _give_up(self, ticket: int, held: _Held) -> None:
+        grammar = held.opening.job.sampling.grammar
+        assert grammar is not None, "only opens with a grammar are held"
+        if self._cache.is_compiling(grammar):
+            words = f"it takes more than {self._timeout_s:g} s to compile; make it smaller"
+            self._fail(ticket, FailureCode.BAD_GRAMMAR, words)
+        else:
+            words = f"its grammar's turn to be compiled did not come within {self._timeout_s:g} s"
+            self._fail(ticket, FailureCode.OVERLOADED, words)
+
+    def _fail(self, ticket: int, code: FailureCode, detail: str) -> None:
+        held = self._held.pop(ticket)
+        self._send(held.link_id, RoomFailed(held.opening.room, code, detail))
