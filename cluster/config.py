@@ -139,11 +139,6 @@ class RouterSection(Section):
     unset."""
     cors_origins: list[str] = []
     """Web pages that may use the API from a browser, as `https://app.example.com`; `*` is all of them."""
-    request_timeout_s: float = Field(default=600.0, gt=0)
-    """Deadline of a request; its X-Request-Timeout header can shorten it."""
-    graceful_shutdown_timeout_s: float = Field(default=60.0, gt=0)
-    """A router that is to go finishes its streams within this time."""
-
     resume_window_s: float = Field(default=60.0, ge=0)
     """How long the tokens of a stream are kept after its connection has ended, for its client to come back with the
     Last-Event-ID. 0: not at all, and events have no ids, which some home-made clients stumble over."""
@@ -155,6 +150,11 @@ class RouterSection(Section):
     """How reasoning is told from the answer: `auto` goes by the chat template, `none` leaves it in the text."""
     allow_request_chat_template: bool = False
     """Whether requests may bring a `chat_template`: only for clients who may keep a router busy as they like."""
+    request_timeout_s: float = Field(default=600.0, gt=0)
+    """Deadline of a request; its X-Request-Timeout header can shorten it."""
+    graceful_shutdown_timeout_s: float = Field(default=60.0, gt=0)
+    """A router that is to go finishes its streams within this time."""
+
     @model_validator(mode="after")
     def _keys_and_origins_make_sense(self) -> RouterSection:
         if self.api_keys_file is not None and not os.path.isabs(self.api_keys_file):
@@ -206,11 +206,6 @@ class ClusterConfig(Section):
     """What members of this cluster prove to each other. Better given by the environment variable PD_CLUSTER_SECRET;
     made anew for every deployment when neither is set."""
 
-    @property
-    def pools(self) -> dict[str, ReplicaSection]:
-        """The pools of this mode, by role."""
-        if self.mode == "aggregated":
-            return {"aggregated": self.aggregated}
     @model_validator(mode="after")
     def _transport_takes_parts_of_pages(self) -> ClusterConfig:
         sizes = {name: self.page_size_of(name) for name in self.pools}
@@ -226,6 +221,11 @@ class ClusterConfig(Section):
         """Tokens in a KV page of a pool."""
         return self.pools[pool].page_size or self.page_size
 
+    @property
+    def pools(self) -> dict[str, ReplicaSection]:
+        """The pools of this mode, by role."""
+        if self.mode == "aggregated":
+            return {"aggregated": self.aggregated}
         return {"prefill": self.prefill, "decode": self.decode}
 
     def resolve(self, *, cluster_cpus: float) -> ClusterConfig:
