@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from protocol.rooms import Job, TokenEvent
@@ -24,6 +25,8 @@ class Work:
     choices: int
     """How many choices each prompt has."""
     stream: bool
+    names: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """The sequences that each name of a client's stands for, by which it may have them ended."""
 
     @property
     def prompt_tokens(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -37,6 +38,9 @@ class ApiModel(pydantic.BaseModel):
 
 
 Model = TypeVar("Model", bound=ApiModel)
+
+_FIELD = re.compile(r"(?!(?:bool|dict|float|int|list|str)$)[a-z_0-9]+").fullmatch
+"""What may be a field's name, and is none of the names of types that tell the members of a union apart."""
 
 
 def decode_object(body: bytes) -> dict[str, Any]:
@@ -75,7 +79,7 @@ def read_object(
     try:
         return model.model_validate(fields)
     except pydantic.ValidationError as error:
-        raise _refusal(error, within) from error
+        raise _refusal(error, fields, within) from error
 
 
 def invalid(param: str, message: str) -> ApiError:
@@ -90,10 +94,15 @@ def _unknown(known: Sequence[str], within: str, name: str) -> ApiError:
     return ApiError(400, f"{path} is not a parameter of this API; {remedy}", param=path, code="unknown_parameter")
 
 
-def _refusal(error: pydantic.ValidationError, within: str) -> ApiError:
-    first = error.errors(include_url=False)[0]
+def _refusal(error: pydantic.ValidationError, value: object, within: str) -> ApiError:
+    found = error.errors(include_url=False)
+    places = [_place(each["loc"], value) for each in found]
+    # Where a field may be one of several things there is an error for each; the deepest knows what it was meant to be.
+    same = [index for index, place in enumerate(places) if place[: len(places[0])] == places[0]]
+    deepest = max(same, key=lambda index: len(places[index]))
+    first = found[deepest]
     path = within
-    for part in first["loc"]:
+    for part in places[deepest]:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path and not path.endswith(".") else part
     words = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
@@ -101,6 +110,20 @@ def _refusal(error: pydantic.ValidationError, within: str) -> ApiError:
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"{path} is not a parameter here; leave it out", param=path, code="unknown_parameter")
     return ApiError(400, f"{path} is {shown(first['input'])}: {words}", param=path, code="invalid_value")
+
+
+def _place(loc: Sequence[int | str], value: object) -> list[int | str]:
+    """The steps of a location that lead through the value; others name what a field might have been."""
+    place: list[int | str] = []
+    for number, part in enumerate(loc, start=1):
+        if isinstance(part, int):
+            value = value[part] if isinstance(value, list) and part < len(value) else None
+        elif isinstance(value, dict) and part in value:
+            value = value[part]
+        elif number < len(loc) or not isinstance(value, dict) or not _FIELD(part):
+            continue
+        place.append(part)
+    return place
 
 
 def shown(value: object) -> str:

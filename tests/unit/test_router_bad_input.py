@@ -73,7 +73,6 @@ FIELDS = [
     ({"xyzzy": 1}, "xyzzy", "leave it out"),
 ]
 OPENAI_FIELDS = [
-    ({"max_tokens": 0}, "max_tokens", "0"),
     ({"max_tokens": -3}, "max_tokens", "-3"),
     ({"max_tokens": "many"}, "max_tokens", '"many"'),
     ({"max_tokens": 2.5}, "max_tokens", "2.5"),
@@ -89,6 +88,7 @@ CALL = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "{
 TOOL = {"type": "function", "function": {"name": "f"}}
 NAMED_G = {"type": "function", "function": {"name": "g"}}
 CHAT_FIELDS = [
+    ({"max_tokens": 0}, "max_tokens", "0"),
     ({"messages": []}, "messages", "at least 1 item"),
     ({"messages": "hi"}, "messages", '"hi"'),
     ({"messages": [{"role": "king", "content": "hi"}]}, "messages[0].role", '"king"'),
@@ -156,8 +156,14 @@ COMPLETION_FIELDS = [
     ({"prompt": [5, 10**9]}, "prompt", "1000000000 at position 1"),
     ({"prompt": ["a"] * 9}, "prompt", "limit of 8"),
     ({"suffix": "x"}, "suffix", "not supported"),
-    ({"echo": True}, "echo", "not supported"),
+    ({"echo": 1}, "echo", "1"),
     ({"logprobs": -1}, "logprobs", "-1"),
+    ({"prompt_logprobs": 21}, "prompt_logprobs", "21"),
+    ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "leave prompt_logprobs or stream out"),
+    ({"best_of": 1, "n": 2}, "best_of", "1 choices are not enough for n, which is 2"),
+    ({"best_of": 3, "stream": True}, "best_of", "leave best_of or stream out"),
+    ({"best_of": 9}, "n", "limit of 8"),
+    ({"max_tokens": 0, "min_tokens": 1}, "min_tokens", "more than max_tokens, which is 0"),
 ]
 NATIVE_FIELDS = [
     ({"text": None}, "text", "either text or input_ids"),
@@ -167,18 +173,29 @@ NATIVE_FIELDS = [
     ({"text": None, "input_ids": ["a"]}, "input_ids", "no token id"),
     ({"text": None, "input_ids": []}, "input_ids", "non-empty"),
     ({"sampling_params": {"temperature": -1}}, "sampling_params.temperature", "-1"),
-    ({"sampling_params": {"max_new_tokens": 0}}, "sampling_params.max_new_tokens", "0"),
+    ({"sampling_params": {"max_new_tokens": -1}}, "sampling_params.max_new_tokens", "-1"),
+    ({"max_new_tokens": 0, "min_new_tokens": 1}, "min_new_tokens", "more than max_new_tokens, which is 0"),
     ({"sampling_params": {"max_tokens": 5}}, "sampling_params.max_tokens", "did you mean"),
     ({"sampling_params": {"json_schema": []}}, "json_schema", "no JSON schema"),
-    ({"sampling_params": [{}, {}]}, "sampling_params", "2 objects for 1 prompts"),
+    ({"sampling_params": [{}, {}]}, "sampling_params", "2 values for 1 prompts"),
     ({"sampling_params": 5}, "sampling_params", "5"),
     ({"top_p": 3, "sampling_params": {"temperature": 0}}, "top_p", "3"),
     ({"min_new_tokens": 9, "max_new_tokens": 3}, "min_new_tokens", "9 is more than max_new_tokens, which is 3"),
     ({"min_new_tokens": 200}, "min_new_tokens", "200 is more than max_new_tokens, which is 128 here"),
-    ({"logprob_start_len": 0}, "logprob_start_len", "not supported"),
-    ({"rid": ""}, "rid", "1 to 128"),
-    ({"rid": 5}, "rid", "1 to 128"),
+    ({"logprob_start_len": -2}, "logprob_start_len", "-2"),
+    ({"logprob_start_len": 50}, "logprob_start_len", "50 is not within the prompt"),
+    ({"logprob_start_len": [0, 0]}, "logprob_start_len", "2 values for 1 prompts"),
+    ({"return_logprob": [True, 1]}, "return_logprob[1]", "1"),
+    ({"top_logprobs_num": 21}, "top_logprobs_num", "21"),
+    ({"token_ids_logprob": [10**9]}, "token_ids_logprob", "1000000000 at position 0"),
+    ({"token_ids_logprob": [[1], [2]]}, "token_ids_logprob", "2 values for 1 prompts"),
+    ({"lora_path": "x"}, "lora_path", "not supported"),
+    ({"routed_dp_rank": 1}, "routed_dp_rank", "not supported"),
+    ({"rid": ""}, "rid", "at least 1 character"),
+    ({"rid": 5}, "rid", "valid string"),
+    ({"rid": ["a", 5]}, "rid[1]", "valid string"),
     ({"rid": ["a", "b"]}, "rid", "2 ids for 1 prompts"),
+    ({"text": ["hi", "ho"], "rid": ["a", "a"]}, "rid", "names two prompts alike"),
 ]
 
 
