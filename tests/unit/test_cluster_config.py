@@ -145,3 +145,11 @@ def test_a_config_file_that_cannot_be_started_says_why(tmp_path: Path, text: str
     with pytest.raises(BadConfigFile) as caught:
         ServeApplication.read(path)
     assert complaint in str(caught.value)
+
+
+def test_pools_may_have_pages_of_their_own_size_where_the_transport_takes_parts_of_them() -> None:
+    config = ClusterConfig(page_size=32, decode={"page_size": 16})
+    assert (config.page_size_of("prefill"), config.page_size_of("decode")) == (32, 16)
+    with pytest.raises(ValueError, match=r"page_size is 32 in the prefill pool and 16 .* set transport to auto"):
+        ClusterConfig(page_size=32, decode={"page_size": 16}, transfer={"transport": "gloo"})
+    ClusterConfig(page_size=32, decode={"page_size": 32}, transfer={"transport": "gloo"})
