@@ -12,7 +12,7 @@ from transfer.cursor import RangeCursor
 from transfer.grain_cursor import GrainCursor
 from transfer.packed_cursor import PACKED_BELOW, PackedCursor
 from transfer.spans import Runs
-from transfer.wire import RequestHead, Want
+from transfer.wire import RequestHead, Want, runs_are_inside
 from transfer.wire_grains import asked_grid, expand
 
 
@@ -73,21 +73,16 @@ def asked(
     if want is Want.GRAINS:
         assert region.shape is not None
         grid = asked_grid(ask, region.shape, page_bytes=region.page_bytes)
-        if grid is None or not _are_inside(runs, head, region.num_pages * grid.per_page, grid.grain_bytes):
+        if grid is None:
+            return None
+        if not runs_are_inside(runs, head, num_pages=region.num_pages * grid.per_page, page_bytes=grid.grain_bytes):
             return None
         pool = region.view[: region.num_pages * region.page_bytes]
         return GrainCursor(pool, grid, expand(runs), call_bytes=call_bytes)
     size = region.page_bytes
-    if not _are_inside(runs, head, region.num_pages, size):
+    if not runs_are_inside(runs, head, num_pages=region.num_pages, page_bytes=size):
         return None
     if head.byte_length < PACKED_BELOW * len(runs):
         offsets, lengths = np.ascontiguousarray(runs.T * size)
         return PackedCursor(region.view, offsets, lengths, call_bytes=call_bytes)
     return RangeCursor(region.view, (runs * size).tolist(), call_bytes=call_bytes)
-
-
-def _are_inside(runs: Runs, head: RequestHead, most: int, size: int) -> bool:
-    """Whether the runs lie among the first `most` pages or grains of `size` bytes and add up to what the head says."""
-    inside = bool(((runs[:, 1] > 0) & (runs.sum(axis=1) <= most)).all())
-    total = int(runs[:, 1].sum())
-    return inside and total == head.num_pages <= most and total * size == head.byte_length

@@ -5,9 +5,6 @@ when the last running copy has ended), or LOST for a while when its memory could
 threads of our own, the one with the least left first; a long copy stops at the next block for a shorter one, so it
 delays that by well under a millisecond. A copy reads memory and waits for nobody, so it needs no time limit: a stopped
 or dead peer's memory stays readable for as long as it is mapped here.
-
-Where pages are verified, blocks are small, so that each is hashed while it is still in the cache. Where many are not,
-they are written past the caches: nobody reads them before the whole prompt is there.
 """
 
 from __future__ import annotations
@@ -30,16 +27,13 @@ from transfer.io_loop import IoLoop
 from transfer.jobs import PageCopy, Peer
 from transfer.landing import CopyStopped, Landing, LandingError
 from transfer.memory import PeerMemory, host_id
-from transfer.span_copy import SpanCopier, Spans
+from transfer.page_run import PageRun
 from transfer.transport import TransferTimings
 from transfer.wire import Want
 
 logger = logging.getLogger(__name__)
 
-_VERIFIED_BLOCK_BYTES = 256 << 10
-_PLAIN_BLOCK_BYTES = 4 << 20
-_STREAMED_BYTES = 4 << 20
-"""Copies of so many bytes would drive all else out of the caches."""
+_PACKED_BYTES = 256 << 10
 
 
 class _State(enum.Enum):
@@ -98,7 +92,6 @@ class ShmTransport:
         self._clock = clock
         self._timings = timings
         self._host_id = host_id()
-        self._copier = SpanCopier()
         self._peers: dict[Peer, _Mapped] = {}
         self._lock = threading.Lock()  # guards the peers; taken before the crew's own
         self._crew = CopyCrew(num_threads=num_threads, work=self._work)
@@ -241,29 +234,24 @@ class ShmTransport:
 
     def _copy(self, copy: PageCopy, source: npt.NDArray[np.uint8]) -> bool:
         """Copy what is left of `copy`; True when it gave way to a shorter one before its end."""
-        landing, size, job = self._landing, copy.page_bytes, copy.job
         if copy.started_at is None:
             copy.started_at = self._clock()
         if copy.peer.cut is not None:
             return self._copy_grains(copy, PoolGrains(source, copy.peer.cut.source))
-        verified = any(job.checksums)
-        block_bytes = size * max(1, (_VERIFIED_BLOCK_BYTES if verified else _PLAIN_BLOCK_BYTES) // size)
-        left = Spans.of_pages(job.source_pages[copy.done_pages :], job.target_pages[copy.done_pages :], size)
-        streaming = not verified and copy.total_bytes >= _STREAMED_BYTES
-        run = self._copier.begin(landing.bytes, source, left, streaming=streaming)
+        left = copy.job.source_pages[copy.done_pages :]
+        run = PageRun(self._landing, copy, source, left, transport=self.name)
         while run.left:
             if copy.stop_requested:
                 raise CopyStopped("stopped")
             if self._crew.should_yield(copy):
                 return True
-            landing.before(copy, self.name)
-            landing.landed(copy, self.name, run.advance(block_bytes) // size)
+            run.step()
         return False
 
     def _copy_grains(self, copy: PageCopy, source: PoolGrains) -> bool:
         """`_copy` from a pool of another shape, by way of memory small enough for the cache."""
         landing, size, grains = self._landing, copy.page_bytes, copy.job.source_pages
-        most = max(1, _VERIFIED_BLOCK_BYTES // size)
+        most = max(1, _PACKED_BYTES // size)
         packed = np.empty(min(most, copy.num_pages - copy.done_pages) * size, dtype=np.uint8)
         while copy.done_pages < copy.num_pages:
             if copy.stop_requested:

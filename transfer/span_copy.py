@@ -55,7 +55,7 @@ class Spans:
         return Spans(sources=arrays[0], targets=arrays[1], lengths=arrays[2])
 
     @staticmethod
-    def of_pages(source_pages: Sequence[int], target_pages: Sequence[int], page_bytes: int) -> Spans:
+    def of_pages(source_pages: npt.ArrayLike, target_pages: npt.ArrayLike, page_bytes: int) -> Spans:
         """One span per page, in the order of the lists. Raises `ValueError` for lists of unequal length."""
         sources = np.asarray(source_pages, dtype=np.int64) * page_bytes
         targets = np.asarray(target_pages, dtype=np.int64) * page_bytes

@@ -173,7 +173,7 @@ def encode_request(key: bytes, *, boot: int, job: int, runs: npt.ArrayLike, page
     listed = np.asarray(runs, dtype=np.int64).reshape(-1, 2)
     num_pages = int(listed[:, 1].sum())
     head = _REQUEST.pack(MAGIC, VERSION, boot, job, len(listed), num_pages, num_pages * page_bytes, b"")
-    body = ask + listed.astype(">u4").tobytes()
+    body = ask + pack_runs(listed)
     untagged = head[:-_REQUEST_TAG_BYTES]
     return untagged + _request_tag(key, untagged, body) + body
 
@@ -196,7 +196,22 @@ def decode_runs(key: bytes, head: RequestHead, data: bytes, *, ask_bytes: int = 
     """The runs in `data`, which follows `head`; raises `WireError` when its tag does not match both."""
     if not hmac.compare_digest(head.tag, _request_tag(key, head.raw, data)):
         raise WireError("the request's tag is wrong")
-    return np.frombuffer(data[ask_bytes:], dtype=">u4").reshape(-1, 2).astype(np.int64)
+    return unpack_runs(data[ask_bytes:])
+
+
+def pack_runs(runs: Runs) -> bytes:
+    return runs.astype(">u4").tobytes()
+
+
+def unpack_runs(data: bytes) -> Runs:
+    return np.frombuffer(data, dtype=">u4").reshape(-1, 2).astype(np.int64)
+
+
+def runs_are_inside(runs: Runs, head: RequestHead, *, num_pages: int, page_bytes: int) -> bool:
+    """Whether the runs lie in a pool of `num_pages` pages and add up to what the head says."""
+    inside = bool(((runs[:, 1] > 0) & (runs.sum(axis=1) <= num_pages)).all())
+    total = int(runs[:, 1].sum())
+    return inside and total == head.num_pages <= num_pages and total * page_bytes == head.byte_length
 
 
 def encode_reply(key: bytes, reply: Reply) -> bytes:

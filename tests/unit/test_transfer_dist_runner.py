@@ -236,7 +236,7 @@ def test_pieces_of_one_and_of_many_runs_go_through_gloo_in_order(sockets):
     for job, runs in enumerate(pieces):
         lengths = [count * PAGE for _, count in runs]
         waits.append(groups[1].receive(slots[job][: sum(lengths)], lengths, job=job))
-    waits += [groups[0].send(pages, runs, job=job) for job, runs in enumerate(pieces)]
+    waits += [groups[0].send(pages, runs, job=job) for job, runs in enumerate(map(np.array, pieces))]
     for wait in waits:
         wait.wait()
     for job, runs in enumerate(pieces):

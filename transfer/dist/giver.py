@@ -17,12 +17,12 @@ from transfer.memory import PeerMemory
 from transfer.wire import (
     REQUEST_BYTES,
     Reply,
-    RequestHead,
     Status,
     WireError,
     decode_request_head,
     decode_runs,
     encode_reply,
+    runs_are_inside,
 )
 
 
@@ -74,17 +74,11 @@ class Giver:
         if not 0 < head.num_runs <= order.slot_pages:
             raise WireError(f"a request of {head.num_runs} runs, where a piece has {order.slot_pages} pages at most")
         self._last_job = head.job
-        runs = decode_runs(order.key, head, receive_exactly(self._connection, head.runs_bytes)).tolist()
-        status = Status.OK if self._are_pages(runs, head) else Status.BAD_PAGES
+        runs = decode_runs(order.key, head, receive_exactly(self._connection, head.runs_bytes))
+        good = runs_are_inside(runs, head, num_pages=order.num_pages, page_bytes=order.page_bytes)
+        status = Status.OK if good and head.num_pages <= order.slot_pages else Status.BAD_PAGES
         sent = head.num_pages if status is Status.OK else 0
         reply = Reply(status=status, boot=order.boot, job=head.job, num_pages=sent, byte_length=sent * order.page_bytes)
         self._connection.sendall(encode_reply(order.key, reply))
         if sent:
             self._pending.append(self._group.send(self._pages, runs, job=head.job))
-
-    def _are_pages(self, runs: list[tuple[int, int]], head: RequestHead) -> bool:
-        """Whether the runs lie in the pool, fit a piece, and add up to what the head says."""
-        order = self._order
-        inside = all(count > 0 and first + count <= order.num_pages for first, count in runs)
-        total = sum(count for _, count in runs)
-        return inside and total == head.num_pages <= order.slot_pages and total * order.page_bytes == head.byte_length

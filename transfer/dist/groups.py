@@ -20,6 +20,8 @@ from torch.distributed import Work
 
 from transfer.dist.orders import RunnerOrder
 from transfer.dist.store import PairStore
+from transfer.span_copy import SpanCopier
+from transfer.spans import Runs
 
 Pages = npt.NDArray[np.uint8]
 """[pages, page bytes], in host memory."""
@@ -37,8 +39,8 @@ class Pending(Protocol):
 
 
 class PairGroup(Protocol):
-    def send(self, pages: Pages, runs: Sequence[tuple[int, int]], *, job: int) -> Pending:
-        """Send `runs` of `(first page, count)` as one piece; at most `num_slots` pieces may be pending."""
+    def send(self, pages: Pages, runs: Runs, *, job: int) -> Pending:
+        """Send `runs` as one piece; at most `num_slots` pieces may be pending."""
 
     def receive(self, into: torch.Tensor, lengths: Sequence[int], *, job: int) -> Pending:
         """Receive a piece with runs of `lengths` bytes into host memory, one after the other."""
@@ -49,7 +51,7 @@ def join(order: RunnerOrder, store: PairStore, *, host: str) -> PairGroup:
     rank = GIVER if order.role == "give" else TAKER
     group: PairGroup = GlooGroup(order, store, rank, host) if order.backend == "gloo" else NcclGroup(order, store, rank)
     if order.role == "give":  # connections are made by the first piece at the latest
-        group.send(np.zeros((1, 1), dtype=np.uint8), [(0, 1)], job=0).wait()
+        group.send(np.zeros((1, 1), dtype=np.uint8), np.array([[0, 1]]), job=0).wait()
     else:
         group.receive(torch.zeros(1, dtype=torch.uint8), [1], job=0).wait()
     store.finish()
@@ -69,13 +71,13 @@ class GlooGroup:
         self._packed = np.empty((order.num_slots, order.slot_pages, order.page_bytes), dtype=np.uint8)
         self._next = itertools.cycle(range(order.num_slots))
 
-    def send(self, pages: Pages, runs: Sequence[tuple[int, int]], *, job: int) -> Pending:
-        first, count = runs[0]
+    def send(self, pages: Pages, runs: Runs, *, job: int) -> Pending:
+        first, count = runs[0].tolist()
         piece = pages[first : first + count]
         if len(runs) > 1:  # a message costs more than the copy
-            listed = np.concatenate([np.arange(first, first + count) for first, count in runs])
-            piece = self._packed[next(self._next)][: len(listed)]
-            np.take(pages, listed, axis=0, out=piece, mode="clip")  # the other modes copy once more
+            offsets, lengths = np.ascontiguousarray(runs.T * pages.shape[1])
+            piece = self._packed[next(self._next)][: int(runs[:, 1].sum())]
+            SpanCopier().gather(pages.reshape(-1), offsets, lengths).advance(piece.reshape(-1).data)
         return _OfGroup(self._group.send([_tensor(piece)], TAKER, job % _TAGS))
 
     def receive(self, into: torch.Tensor, lengths: Sequence[int], *, job: int) -> Pending:
@@ -109,10 +111,11 @@ class NcclGroup:
         self._slots = torch.empty((order.num_slots, order.slot_bytes), dtype=torch.uint8, device=self._device)
         self._next = itertools.cycle(range(order.num_slots))
 
-    def send(self, pages: Pages, runs: Sequence[tuple[int, int]], *, job: int) -> Pending:
+    def send(self, pages: Pages, runs: Runs, *, job: int) -> Pending:
+        listed = runs.tolist()
         with torch.cuda.stream(self._stream):
-            staged = self._stage([count * pages.shape[1] for _, count in runs])
-            for on_device, (first, count) in zip(staged, runs, strict=True):
+            staged = self._stage([count * pages.shape[1] for _, count in listed])
+            for on_device, (first, count) in zip(staged, listed, strict=True):
                 on_device.copy_(_tensor(pages[first : first + count]), non_blocking=True)
             self._group._start_coalescing()
             for on_device in staged:

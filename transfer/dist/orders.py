@@ -44,7 +44,8 @@ class TakePiece(msgspec.Struct, frozen=True, tag="take"):
 
     job: int
     slot: int
-    runs: list[tuple[int, int]]
+    runs: bytes
+    """As in a request (`wire.py`)."""
 
 
 class Joined(msgspec.Struct, frozen=True, tag="joined"):

@@ -23,7 +23,7 @@ from transfer.jobs import PageCopy, Peer
 from transfer.landing import Landing, LandingError
 from transfer.spans import runs
 from transfer.transport import TransferTimings
-from transfer.wire import Want
+from transfer.wire import Want, pack_runs
 
 
 class PairState(enum.Enum):
@@ -124,7 +124,7 @@ class Pair:
         )
         self._pieces.append(_Piece(job=job, slot=slot, copy=copy, count=len(sources), timer=timer))
         try:
-            self._helper.channel.send(TakePiece(job=job, slot=slot, runs=runs(sources).tolist()))
+            self._helper.channel.send(TakePiece(job=job, slot=slot, runs=pack_runs(runs(sources))))
         except ChannelError as error:
             why = str(error)
             self._loop.call_soon(lambda: self.close(why))

@@ -10,9 +10,7 @@ from transfer.dist.orders import RunnerOrder
 from transfer.jobs import PageCopy
 from transfer.landing import Landing
 from transfer.memory import PeerMemory
-from transfer.spans import blocks, coalesce
-
-_BLOCK_BYTES = 512 << 10  # verified while it is still in the cache
+from transfer.page_run import PageRun
 
 
 class Slots:
@@ -30,14 +28,10 @@ class Slots:
 
         Raises `LandingError`, and `InjectedFault` when a test says so.
         """
-        size, begin = copy.page_bytes, slot * self._slot_pages
-        targets = copy.job.target_pages[copy.done_pages : copy.done_pages + count]
-        spans = coalesce(range(begin, begin + count), targets)
-        for block in blocks(spans, max_pages=max(1, _BLOCK_BYTES // size)):
-            landing.before(copy, transport)
-            for first, to, length in block:
-                landing.bytes[to * size : (to + length) * size] = self._bytes[first * size : (first + length) * size]
-            landing.landed(copy, transport, sum(span.length for span in block))
+        begin = slot * self._slot_pages
+        run = PageRun(landing, copy, self._bytes, np.arange(begin, begin + count), transport=transport)
+        while run.left:
+            run.step()
 
     def close(self) -> None:
         """Unmap the memory."""

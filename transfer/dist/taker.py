@@ -14,7 +14,7 @@ from transfer.dist.groups import PairGroup, Pending
 from transfer.dist.orders import Channel, ChannelError, Joined, Landed, RunnerOrder, TakePiece
 from transfer.dist.store import receive_exactly
 from transfer.memory import SharedMemory
-from transfer.wire import REPLY_BYTES, Reply, Status, WireError, decode_reply, encode_request
+from transfer.wire import REPLY_BYTES, Reply, Status, WireError, decode_reply, encode_request, unpack_runs
 
 
 class Taker:
@@ -60,15 +60,14 @@ class Taker:
 
     def _ask(self, piece: TakePiece) -> None:
         order = self._order
-        request = encode_request(
-            order.key, boot=order.boot, job=piece.job, runs=piece.runs, page_bytes=order.page_bytes
-        )
-        lengths = [count * order.page_bytes for _, count in piece.runs]
+        runs = unpack_runs(piece.runs)
+        request = encode_request(order.key, boot=order.boot, job=piece.job, runs=runs, page_bytes=order.page_bytes)
+        lengths = (runs[:, 1] * order.page_bytes).tolist()
         expected = Reply(
             status=Status.OK,
             boot=order.boot,
             job=piece.job,
-            num_pages=sum(count for _, count in piece.runs),
+            num_pages=int(runs[:, 1].sum()),
             byte_length=sum(lengths),
         )
         with self._limited(order.piece_s):
