@@ -1,5 +1,6 @@
 # make serve   a cluster on this machine: http://HOST:PORT, until Ctrl-C
 # make test    everything the tests need, then the tests
+# make test-clients   client libraries of others against a cluster
 # make check   ruff and mypy
 # make clean   removes the virtual environment and caches
 
@@ -10,7 +11,7 @@ CONFIG ?= deploy/config.yaml
 TESTS  ?= tests
 VENV   := .venv
 
-.PHONY: serve python install install-dev test check clean
+.PHONY: serve python install install-dev test test-clients check clean
 
 serve: install
 	@exec $(VENV)/bin/python -m cluster.launch --config $(CONFIG) --host $(HOST) --port $(PORT)
@@ -26,7 +27,12 @@ install-dev: python
 
 test: install-dev
 	@$(VENV)/bin/python -m engine.model.embedded
-	@$(VENV)/bin/python -m pytest -m "not gpu" $(TESTS)
+	@$(VENV)/bin/python -m pytest -m "not gpu and not clients" $(TESTS)
+
+test-clients: python
+	@$(PYTHON) deploy/install.py --venv $(VENV) --extras dev,clients
+	@$(VENV)/bin/python -m engine.model.embedded
+	@$(VENV)/bin/python -m pytest -m clients tests/clients
 
 check: install-dev
 	@$(VENV)/bin/ruff check .
