@@ -19,6 +19,7 @@ from text.tokenizer import Tokenizer
 
 _MAX_WHITESPACE = 64
 """Characters of white space between two parts of JSON at most: without a limit a model can go on with it for ever."""
+_NO_TEXT = b"\xff"
 _POSITION = re.compile(r"^\[[\d:]+\] [^ ]*: ")
 """The time and the line of its own source that xgrammar puts before its messages."""
 
@@ -87,8 +88,8 @@ class GrammarCompiler:
         xgrammar = _import_xgrammar()
         table = tokenizer.token_bytes
         size = min(tokenizer.vocab_size, self._vocab_size)
-        # A token without bytes can never be part of a match: special tokens, and ids beyond the tokeniser's.
-        vocabulary = [b"" if token in tokenizer.special_ids else table[token] for token in range(size)]
+        # A special token is no text: spelt as a byte that no text has, it can only be matched by its id.
+        vocabulary = [_NO_TEXT if token in tokenizer.special_ids else table[token] for token in range(size)]
         info = xgrammar.TokenizerInfo(
             vocabulary, xgrammar.VocabType.RAW, vocab_size=self._vocab_size, stop_token_ids=list(self._eos_token_ids)
         )

@@ -107,8 +107,9 @@ def _work(request: ChatRequest, plan: ToolPlan, prompt: ChatPrompt, ids: list[in
     if plan.constrained and chat.family is None:
         field = "tool_choice" if plan.required else "tools"
         raise invalid(field, "this server reads no tool calls (router.tool_parser is none), so it cannot promise any")
-    grammar = chat_grammar(work.jobs[0].sampling.grammar, plan, chat.family, prompt.thinking)
-    shown = chat.shown_special_ids(model.tokenizer, tools=bool(plan.callable))
+    marks = chat.special_marks(model.tokenizer, tools=bool(plan.callable))
+    grammar = chat_grammar(work.jobs[0].sampling.grammar, plan, chat.family, prompt.thinking, marks)
+    shown = tuple(marks.values())
 
     def completed(job: Job) -> Job:
         sampling = msgspec.structs.replace(job.sampling, grammar=grammar, shown_special_ids=shown)

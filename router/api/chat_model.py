@@ -37,12 +37,13 @@ class ChatModel:
             knows_calls="tool_calls" in template.source,
         )
 
-    def shown_special_ids(self, tokenizer: Tokenizer, *, tools: bool) -> tuple[int, ...]:
-        """The special tokens that must be seen in the output's text, for reasoning and calls to be found in it."""
+    def special_marks(self, tokenizer: Tokenizer, *, tools: bool) -> dict[str, int]:
+        """The marks of reasoning, and of calls, that are special tokens: they must be seen in the output's text."""
         marks = {*(TAGS if self.style is not None else ())}
         if tools and self.family is not None:
             marks.update(self.family.markers)
-        return tuple(sorted(token for token in tokenizer.special_ids if tokenizer.token_text(token) in marks))
+        named = ((tokenizer.token_text(token), token) for token in sorted(tokenizer.special_ids))
+        return {name: token for name, token in named if name in marks}
 
 
 def fingerprint(config: RouterConfig, template: ChatTemplate | None) -> str:
