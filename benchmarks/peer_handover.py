@@ -200,7 +200,7 @@ def _report(arguments: argparse.Namespace, samples: Samples) -> Report:
             )
     configuration = {key: str(value) for key, value in vars(arguments).items() if key not in ("write", "results")}
     return Report(
-        name="peer_handover",
+        name="peer-handover",
         purpose="What the way from prefill to decode costs, beside vLLM with NixlConnector; one core a replica.",
         configuration=configuration,
         tables=[table],
