@@ -1,9 +1,9 @@
 """What the router itself costs: latency it adds, and requests and tokens that one core of it carries.
 
-The router's application runs under uvicorn, as in Ray Serve, before replicas without a model that answer at once (links,
-rooms and frames are real). Beside it, in turn, a bare aiohttp server that answers by itself. Latency is that of whole
-answers of one token to a short chat message; *added* is the router's less the bare server's. What a core carries is work
-done per second of the server's own processor time, so the client's and the replicas' share of the machine is left out.
+The router's application runs under uvicorn, as in Ray Serve, before replicas without a model that answer at once
+(links, rooms and frames are real). Beside it, in turn, a bare aiohttp server that answers by itself. Latency is that of
+whole answers of one token to a short chat message; *added* is the router's less the bare server's. What a core carries
+is work done per second of the server's own processor time, so the share of client and replicas is left out.
 
     python -m benchmarks.router --model ~/.cache/pd-serve/SmolLM2-135M-Instruct --write
 """

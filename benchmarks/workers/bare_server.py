@@ -1,7 +1,7 @@
 """The least that a streaming chat server can do with aiohttp: what `benchmarks.router` compares the router with.
 
-It reads a request's JSON, makes up as many tokens as were asked for, each an event written by itself, and nothing else: no
-tokeniser, no template, no validation, no replica. `/health` says that it is there.
+It reads a request's JSON, makes up as many tokens as were asked for, each an event written by itself, and nothing else:
+no tokeniser, no template, no validation, no replica. `/health` says that it is there.
 """
 
 from __future__ import annotations
