@@ -1,8 +1,8 @@
 """A prefill and a decode replica without a model: real links, made-up tokens, as fast as asked.
 
 Run as a process: it reads the cluster secret from the environment (`PD_CLUSTER_SECRET`), prints the addresses of both
-as one JSON line, and lives until its standard input ends. Prefill answers each room with its first token at once; decode
-then sends a frame with one token of every stream each `--step-ms`, as an engine does after each step.
+as one JSON line, and lives until its standard input ends. Prefill answers each room with its first token at once, and
+decode then sends a frame with one token of every stream each `--step-ms`, as an engine does after each step.
 """
 
 from __future__ import annotations
