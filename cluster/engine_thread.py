@@ -30,6 +30,7 @@ from engine.outputs import StepOutput
 from prefill.half import PrefillHalf
 from prefill.rooms import PrefillState
 from protocol.codec import AnyMessage
+from protocol.control import CacheFlushed, FlushCache
 from protocol.handshake import LinkRole
 from protocol.rooms import (
     Abort,
@@ -283,8 +284,15 @@ class EngineThread:
                 self._gate.aborted(message.room)
                 half = self._prefill if self._is_for_prefill(link_id, message.room) else self._decode
                 half.handle(link_id, message)
+            case FlushCache(number):
+                self._outbox.send(link_id, self._flushed(number))
             case _:
                 log.warning("%s sent %s, which no replica takes", link_id, type(message).__name__)
+
+    def _flushed(self, number: int) -> CacheFlushed:
+        """Drop the prefix cache, unless a room may be using it."""
+        rooms = len(self._prefill.rooms) + len(self._decode.rooms)
+        return CacheFlushed(number, 0 if rooms else self._engine.flush_cache(), rooms)
 
     def _open(self, opened: tuple[str, Opening] | None) -> None:
         """An open whose grammar is there, if it is."""

@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 from cluster.engine_thread import Event, LinkLost, LinkUp, Received
 from protocol.codec import AnyMessage
+from protocol.control import EndRequests
 from protocol.endpoints import Identity, connect
-from protocol.handshake import RegionTicket
+from protocol.handshake import LinkRole, RegionTicket
 from protocol.link import Link, LinkError, LinkTimings
 from protocol.rooms import Message, PeerAddress
 
@@ -83,6 +84,12 @@ class PeerLinks:
         self._post(LinkUp(link_id, link.role))
 
     def received(self, link: Link, message: AnyMessage) -> None:
+        """A message for the engine thread, or one that routers tell each other by way of this replica."""
+        if isinstance(message, EndRequests) and link.role is LinkRole.ROUTER:
+            for other in self._ids:
+                if other.role is LinkRole.ROUTER and other is not link:
+                    other.send(message)
+            return
         link_id = self._ids.get(link)
         if link_id is not None:
             self._post(Received(link_id, message))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from protocol.control import CacheFlushed, EndRequests, FlushCache
 from protocol.handshake import Challenge, Hello, Ping, Pong, Welcome
 from protocol.rooms import (
     Abort,
@@ -48,6 +49,9 @@ AnyMessage = (
     | Phases
     | PromptScores
     | RoomFailed
+    | EndRequests
+    | FlushCache
+    | CacheFlushed
     | ClaimStream
     | StreamState
     | NoStream

@@ -19,15 +19,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from protocol.endpoints import Identity
 from protocol.handshake import LinkRole
 from router.admission import Admission
-from router.api.chat import parse_chat
 from router.api.chat_model import ChatModel, fingerprint
-from router.api.completions import parse_completion
-from router.api.native import parse_generate
 from router.api.prompts import ModelText
 from router.auth import Gate
 from router.auth_file import KeyFile
@@ -37,24 +33,17 @@ from router.cors import Cors
 from router.dispatcher import Dispatcher
 from router.endpoints import RouterCore
 from router.errors import ApiError
-from router.generate_endpoint import ComeBack, Generate, Parser
-from router.health import Health, HealthGenerate, InternalState
 from router.metrics import RouterMetrics
 from router.pairing import PairingPolicy
 from router.peering import Peering
+from router.routes import routes
 from router.stamp import Stamp, new_router_key
 from router.streams.moves import StreamMoves
 from router.streams.shelf import Shelf
 from router.tenants import TenantBook
-from router.text_endpoints import Detokenize, Models, Tokenize
 from text.chat_template import ChatTemplate
 from text.tokenizer import Tokenizer
 
-_PARSERS: dict[str, Parser] = {
-    "/v1/chat/completions": parse_chat,
-    "/v1/completions": parse_completion,
-    "/generate": parse_generate,
-}
 _SHOWN_PATH = 100
 
 
@@ -80,17 +69,7 @@ def build_asgi(config: RouterConfig, *, router_id: str | None = None, policy: Pa
         await core.dispatcher.close()
 
     app = Starlette(
-        routes=[
-            *(Route(path, Generate(core, path, parse), methods=["POST"]) for path, parse in _PARSERS.items()),
-            Route("/v1/streams/{id}", ComeBack(core, _PARSERS), methods=["GET"]),
-            Route("/v1/models", Models(core), methods=["GET"]),
-            Route("/v1/models/{model:path}", Models(core), methods=["GET"]),
-            Route("/tokenize", Tokenize(core), methods=["POST"]),
-            Route("/detokenize", Detokenize(core), methods=["POST"]),
-            Route("/health", Health(core), methods=["GET"]),
-            Route("/health_generate", HealthGenerate(core), methods=["GET"]),
-            Route("/internal/state", InternalState(core), methods=["GET"]),
-        ],
+        routes=routes(core),
         middleware=[
             Middleware(Cors, origins=config.cors_origins, metrics=core.metrics),
             Middleware(Gate, keys=core.keys, metrics=core.metrics),

@@ -15,10 +15,10 @@ from router.errors import ApiError
 from router.exchange import send_error
 from router.metrics import RouterMetrics
 
-OPEN_PATHS = frozenset({"/health", "/liveness", "/readiness", "/openapi.json"})
+OPEN_PATHS = frozenset({"/health", "/liveness", "/readiness", "/ping", "/version", "/openapi.json"})
 """Asked by probes and by people who want to know how to ask: without a key."""
 
-ADMIN_PATHS = frozenset({"/flush_cache", "/abort_request", "/internal/state"})
+ADMIN_PATHS = frozenset({"/flush_cache", "/abort_request", "/server_info", "/get_server_info", "/internal/state"})
 """Touch or show every tenant's requests: with a key marked admin."""
 
 _SCOPE_KEY = "router.principal"

@@ -7,15 +7,19 @@ of links that break or come up, and asks pairing on their behalf.
 from __future__ import annotations
 
 import asyncio
+import secrets
 
 from protocol.codec import AnyMessage
+from protocol.control import CacheFlushed, EndRequests
 from protocol.endpoints import Identity
 from protocol.rooms import Closed, Job, Phases, PromptScores, RoomFailed, StepFrame
+from router.cache_flush import CacheFlush
 from router.config import RouterConfig
 from router.errors import overloaded
 from router.generation import Begun, Generation, GenerationServices, GenerationState
 from router.membership import MemberTable
 from router.metrics import RouterMetrics
+from router.open_requests import OpenRequests
 from router.pairing import PairingPolicy, Route, RouteRequest
 from router.replica_view import ReplicaView
 from router.score_log import ScoreLog
@@ -32,6 +36,8 @@ class Dispatcher:
     ) -> None:
         self.members = MemberTable(events=self, secret=config.secret, identity=identity, timings=config.link_timings)
         self.generations: dict[str, Generation] = {}
+        self.requests = OpenRequests()
+        self.flush = CacheFlush(self.members)
         self._config = config
         self._policy = policy
         self._start = StartWindow(length_s=config.failover_wait_s)
@@ -122,13 +128,27 @@ class Dispatcher:
                     generation.on_scores(message)
                 else:
                     self._metrics.stale_messages.add()
+            case EndRequests(number, name):
+                if self.requests.is_news(number):
+                    self.requests.end(name)
+            case CacheFlushed():
+                self.flush.answered(view, message)
             case Closed():
                 self._metrics.closed_rooms.add()
             case _:
                 assert view.link is not None
                 view.link.fail(f"a replica may not send {type(message).__name__} to a router")
 
+    def end_requests(self, name: str | None) -> int:
+        """End what a client calls so, or everything, at every router; returns how many sequences that were here."""
+        order = EndRequests(secrets.randbits(63), name)
+        self.requests.is_news(order.number)
+        for view in self.members.views:
+            view.send(order)
+        return self.requests.end(name)
+
     def replica_lost(self, view: ReplicaView, why: str) -> None:
+        self.flush.lost(view)
         if view.listed:
             self._metrics.link_losses.add(label=view.address.replica_id)
         for request_id in list(view.rooms):

@@ -210,14 +210,16 @@ class Generation:
 
     # ---- what the request says ------------------------------------------------------------------------------
 
-    def cut_short(self) -> None:
-        """End it here: what there is so far is the answer. Does nothing to one that has ended."""
-        if self.state in (GenerationState.OPEN, GenerationState.WAITING):
+    def cut_short(self) -> bool:
+        """End it here: what there is so far is the answer. Nothing happens, and False, where it has ended already."""
+        under_way = self.state in (GenerationState.OPEN, GenerationState.WAITING)
+        if under_way:
             self.abort(AbortReason.CLIENT_GONE)
             end = TokenEvent(
                 self.request_id, self.epoch, self._job.choice, len(self.log.tokens), 0, finish=FinishReason.ABORT
             )
             self._stream.put(self.index, end)
+        return under_way
 
     def abort(self, reason: AbortReason) -> None:
         """End it from this side; both halves hear. Does nothing to one that has ended."""

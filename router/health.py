@@ -97,7 +97,7 @@ class InternalState(Endpoint):
             for each in dispatcher.generations.values()
         ]
         state = {
-            "members": [_member(view) for view in dispatcher.members.views],
+            "members": [member_state(view) for view in dispatcher.members.views],
             "rooms": rooms,
             "admission": {"sequences": core.admission.sequences, "queued_tokens": core.admission.queued_tokens},
             "metrics": {metric.name: _value(metric) for metric in core.metrics.collect()},
@@ -105,7 +105,8 @@ class InternalState(Endpoint):
         await exchange.answer_json(200, state)
 
 
-def _member(view: ReplicaView) -> dict[str, Any]:
+def member_state(view: ReplicaView) -> dict[str, Any]:
+    """A replica as this router sees it."""
     return {
         "replica_id": view.address.replica_id,
         "boot": view.address.boot,

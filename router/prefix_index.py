@@ -45,6 +45,10 @@ class PrefixIndex:
             matched += 1
         return matched * BLOCK_TOKENS
 
+    def clear(self) -> None:
+        """The replica has dropped its cache."""
+        self._blocks.clear()
+
     def record(self, chain: Sequence[int]) -> None:
         """Note that a prompt goes there."""
         # Last block first: then a prefix is never forgotten before what continues it.

@@ -79,13 +79,14 @@ class RequestRunner:
         watcher = asyncio.create_task(self._exchange.watch(self._client_gone))
         deadline = self._received_at + self._timeout_s
         timer = asyncio.get_running_loop().call_at(deadline, self._deadline_passed)
+        number: int | None = None
         try:
             if self._session is not None and self._session.has_begun:
                 again = self._write_again(self._session)
-                self._start(deadline)
+                number = self._start(deadline)
                 await self._write_stream(again, ticket)
                 return
-            self._start(deadline)
+            number = self._start(deadline)
             ready = await self._next(ticket)
             if self._work.stream:
                 await self._write_stream(self._numbered(self._response.opening()) + self._pieces(ready), ticket)
@@ -98,6 +99,8 @@ class RequestRunner:
             timer.cancel()
             watcher.cancel()
             ticket.close()
+            if number is not None:
+                self._dispatcher.requests.leave(number)
             self._abort(AbortReason.PEER_FAILED)  # of those that are open still: another sequence has failed for good
             if self._session is not None:
                 self._session.ended(self._generations)
@@ -112,7 +115,8 @@ class RequestRunner:
         finally:
             self._exchange.headers += self._admission.tenants.headers(self._tenant)
 
-    def _start(self, deadline: float) -> None:
+    def _start(self, deadline: float) -> int:
+        """Begin what has not ended; returns the number of the request among those under way."""
         for index, job in enumerate(self._work.jobs):
             output = self._outputs[index]
             if output.finish is not None:
@@ -130,6 +134,7 @@ class RequestRunner:
                     scores=self._outputs[index].scores,
                 )
             )
+        return self._dispatcher.requests.enter(self._work.response_id, self._work.names, self._generations)
 
     def _begun(self, index: int) -> Begun | None:
         """What earlier runs have of a sequence."""

@@ -2,79 +2,114 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from starlette.types import Scope
 
+from router.api.chat_messages import ChatMessage
+from router.api.chat_prompt import render_prompt
+from router.api.chat_tools import Tools, plan_tools
 from router.api.fields import ApiModel, invalid, read_body
-from router.api.prompts import read_prompts
+from router.api.prompts import Texts, Tokens, read_prompts
 from router.endpoints import Endpoint
 from router.exchange import Exchange
 
 
 class TokenizeRequest(ApiModel):
+    """A prompt or several, or a conversation, as vLLM has it."""
+
+    unsupported: ClassVar[dict[str, Sequence[Any]]] = {"mm_processor_kwargs": (), "media_io_kwargs": ()}
+
     model: str | None = None
-    prompt: str | list[str]
-    add_special_tokens: bool = True
+    prompt: Texts = None
+    messages: list[ChatMessage] = Field(default_factory=list)
+    add_special_tokens: bool | None = None
+    """True for prompts unless told otherwise; chat templates write the special tokens themselves."""
+    return_token_strs: bool = False
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    chat_template: str | None = Field(None, min_length=1)
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    tools: Tools = Field(default_factory=list)
 
 
 class DetokenizeRequest(ApiModel):
     model: str | None = None
-    tokens: list[Any] = Field(min_length=1)
-    """Token ids, or a list of such lists."""
+    tokens: Tokens
     skip_special_tokens: bool = True
 
 
 class Tokenize(Endpoint):
-    """POST /tokenize: `{"prompt": text or list of texts}` to tokens and their count, as SGLang answers."""
+    """POST /tokenize: the tokens of a text, of several, or of a conversation's prompt."""
 
     async def respond(self, exchange: Exchange, scope: Scope) -> None:
         core, config = self.core, self.core.config
         body = await exchange.body(max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
         request = read_body(TokenizeRequest, body)
         core.model.check_name(request.model)
-        texts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
-        tokens = await core.model.encode(texts, param="prompt", add_special_tokens=request.add_special_tokens)
-        single = isinstance(request.prompt, str)
+        tokens = await self._tokens(request)
+        single = not isinstance(request.prompt, list)
         counts = [len(ids) for ids in tokens]
-        await exchange.answer_json(
-            200,
-            {
-                "tokens": tokens[0] if single else tokens,
-                "count": counts[0] if single else counts,
-                "max_model_len": config.context_length,
-            },
-        )
+        answer: dict[str, Any] = {
+            "tokens": tokens[0] if single else tokens,
+            "count": counts[0] if single else counts,
+            "max_model_len": config.context_length,
+        }
+        if request.return_token_strs:
+            text_of = core.model.tokenizer.token_text
+            texts = [[text_of(token) for token in ids] for ids in tokens]
+            answer["token_strs"] = texts[0] if single else texts
+        await exchange.answer_json(200, answer)
+
+    async def _tokens(self, request: TokenizeRequest) -> list[list[int]]:
+        model = self.core.model
+        if (request.prompt is None) == (not request.messages):
+            raise invalid("prompt", "give either a prompt or messages, and not both")
+        special = request.add_special_tokens
+        if request.messages:
+            prompt = render_prompt(request, plan_tools(request.tools, None, parallel=True), model)
+            return await model.encode([prompt.text], param="messages", add_special_tokens=special is True)
+        texts = request.prompt if isinstance(request.prompt, list) else [request.prompt]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise invalid("prompt", "it is no text and no list of texts; give one")
+        return await model.encode(texts, param="prompt", add_special_tokens=special is not False)
 
 
 class Detokenize(Endpoint):
-    """POST /detokenize: `{"tokens": ids or list of ids' lists}` to text."""
+    """POST /detokenize: the text of token ids, or the texts of several lists of them."""
 
     async def respond(self, exchange: Exchange, scope: Scope) -> None:
         core, config = self.core, self.core.config
         body = await exchange.body(max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
         request = read_body(DetokenizeRequest, body)
         core.model.check_name(request.model)
-        if any(isinstance(token, str) for token in request.tokens):
+        given = request.tokens
+        if not isinstance(given, list) or any(isinstance(token, str) for token in given):
             raise invalid("tokens", "texts are no token ids; give whole numbers")
-        lists = await read_prompts(request.tokens, core.model, param="tokens")
+        lists = await read_prompts(given, core.model, param="tokens")
         decode = core.model.tokenizer.decode
         texts = [decode(ids, skip_special_tokens=request.skip_special_tokens) for ids in lists]
-        await exchange.answer_json(200, {"text": texts if isinstance(request.tokens[0], list) else texts[0]})
+        found = texts if isinstance(given[0], list) else texts[0]
+        await exchange.answer_json(200, {"text": found, "prompt": found})
 
 
 class Models(Endpoint):
-    """GET /v1/models and /v1/models/{model}."""
+    """GET /v1/models and /v1/models/{model}: the one model there is, and its context length."""
 
     async def respond(self, exchange: Exchange, scope: Scope) -> None:
-        core = self.core
+        core, name = self.core, self.core.config.model_name
         card = {
-            "id": core.config.model_name,
+            "id": name,
             "object": "model",
             "created": core.started,
             "owned_by": "pd-serve",
+            "root": name,
+            "parent": None,
             "max_model_len": core.config.context_length,
+            "context_length": core.config.context_length,
         }
         wanted = scope["path_params"].get("model")
         if wanted is None:

@@ -386,7 +386,7 @@ async def test_tokenize_and_back(router: RouterHarness) -> None:
     many = (await router.post("/tokenize", {"prompt": ["a", "grüße 😀"]}).done()).json
     assert many["tokens"][1] == one["tokens"]
     assert many["count"] == [len(ids) for ids in many["tokens"]]
-    assert (await router.post("/detokenize", {"tokens": one["tokens"]}).done()).json == {"text": "grüße 😀"}
+    assert (await router.post("/detokenize", {"tokens": one["tokens"]}).done()).json == {"text": "grüße 😀", "prompt": "grüße 😀"}
     assert (await router.post("/detokenize", {"tokens": many["tokens"]}).done()).json == {"text": ["a", "grüße 😀"]}
     shown = await router.post("/detokenize", {"tokens": one["tokens"], "skip_special_tokens": False}).done()
     assert shown.json == {"text": "<s>grüße 😀"}
