@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
 
 from protocol.handshake import RegionTicket
 from transfer.copy_crew import CopyCrew
@@ -25,6 +26,7 @@ from transfer.landing import CopyStopped, Landing, LandingError
 from transfer.mooncake.bounce import Block, Bounce
 from transfer.mooncake.lives import Lives, ReadFailed
 from transfer.mooncake.messages import MAX_SPANS, DoorAddress
+from transfer.page_run import PageRun
 from transfer.spans import Span, blocks, coalesce
 from transfer.transport import TransferTimings
 
@@ -189,7 +191,7 @@ class MooncakeTransport:
 
     def _land(self, copy: PageCopy, known: _Known, bounce: Bounce, under_way: deque[Block]) -> None:
         """Bring the oldest block to its pages, when it is there."""
-        block, size = under_way[0], copy.page_bytes
+        block = under_way[0]
         with self._changed:
             try:
                 self._lives.wait(copy, bounce, lambda: block.done, seconds=_BLOCK_S)
@@ -198,17 +200,18 @@ class MooncakeTransport:
             except ReadFailed as failure:
                 known.error, known.retry_at = str(failure), self._clock() + self._timings.retry_s
                 raise
-        self._landing.before(copy, self.name)
-        landed, target, offset = bounce.landed(block), self._landing.bytes, 0
+        landed = bounce.landed(block)
         if bytes(landed[block.nbytes :]) != bytes.fromhex(known.address.identity):
             raise ReadFailed("another life of the peer's door answered; its ticket is out of date")
-        for _, to, length in block.spans:
-            target[to * size : (to + length) * size] = landed[offset : offset + length * size]
-            offset += length * size
-        del landed
+        pages = np.arange(block.nbytes // copy.page_bytes)
+        run = PageRun(self._landing, copy, landed[: block.nbytes], pages, transport=self.name)
+        while run.left:
+            if copy.stop_requested:
+                raise CopyStopped("stopped")
+            run.step()
+        del run, landed
         with self._changed:
             bounce.release(under_way.popleft())
-        self._landing.landed(copy, self.name, sum(span.length for span in block.spans))
 
     def _end_soon(self, copy: PageCopy, error: str) -> None:
         self._loop.call_soon(lambda: copy.on_ended(copy, error))
