@@ -1,19 +1,22 @@
 """A peer's folder as its reader sees it: which pages are there, and their bytes.
 
-Nothing stays open between two calls, so there is nothing to close. Any number of threads may read at a time; the
-index is looked at by one of them.
+Packs are open in an `OpenPacks`, and only there, for as long as one copy is read. Any number of threads may read at a
+time; the index is looked at by one of them.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from transfer.disk.index import IndexReader, Place, Refusal, pack_name
-from transfer.spans import runs
+
+_MAX_OPEN = 64
 
 
 class Shelf:
@@ -37,24 +40,19 @@ class Shelf:
                 found.append(place)
             return found
 
-    def read(self, places: Sequence[Place], buffers: Sequence[memoryview]) -> bool:
-        """Fill `buffers`, one per place and all of a page's size; False when a pack is gone. Raises `OSError`."""
-        done = 0
-        for pack, group in itertools.groupby(places, lambda place: place.pack):
-            numbers = [place.place for place in group]
-            try:
-                fd = os.open(self._path / pack_name(pack), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            except FileNotFoundError:
-                with self._lock:
-                    self._index.forget(pack)
-                return False
-            try:
-                for first, count in runs(numbers).tolist():
-                    self._read_run(fd, first, buffers[done : done + count])
-                    done += count
-            finally:
-                os.close(fd)
-        return True
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[OpenPacks]:
+        """To read from; it ends with the context."""
+        packs = OpenPacks(self._path)
+        try:
+            yield packs
+        finally:
+            packs.close()
+
+    def forget(self, pack: int) -> None:
+        """Its file is gone, and with it all that the index says of it."""
+        with self._lock:
+            self._index.forget(pack)
 
     def refusal(self, checksum: int) -> Refusal | None:
         """Why the page was not written, when the index says so."""
@@ -68,12 +66,56 @@ class Shelf:
             return f"{self._path} is there, without it"
         return f"{self._path} is not there: do both replicas have the same folder, and the same user?"
 
-    def _read_run(self, fd: int, first: int, buffers: Sequence[memoryview]) -> None:
-        size = buffers[0].nbytes
-        found, expected = os.preadv(fd, buffers, first * size), size * len(buffers)
-        if found != expected:
-            raise OSError(f"a pack in {self._path} has {found} bytes where its index promises {expected}")
-
     def _place(self, checksum: int) -> Place | None:
         found = self._index.find(checksum)
         return found if isinstance(found, Place) else None
+
+
+class PackGone(Exception):
+    """The file of `pack` was removed."""
+
+    def __init__(self, pack: int) -> None:
+        super().__init__(f"pack {pack} is gone")
+        self.pack = pack
+
+
+class OpenPacks:
+    """Files of packs, opened when they are first read and kept for the next pages: those of a prompt may lie in any
+    order. At most `_MAX_OPEN` at a time; `close` closes them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fds: dict[int, int] = {}
+
+    def read(self, places: Sequence[Place], buffers: Sequence[memoryview]) -> None:
+        """Fill `buffers`, one per place and all of a page's size. Raises `PackGone` and `OSError`."""
+        listed = np.array([(place.pack, place.place) for place in places], dtype=np.int64)
+        steps = np.diff(listed, axis=0)
+        ends = [*(np.flatnonzero((steps[:, 0] != 0) | (steps[:, 1] != 1)) + 1).tolist(), len(places)]
+        start = 0
+        for end in ends:
+            self._read_run(places[start], buffers[start:end])
+            start = end
+
+    def close(self) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
+    def _read_run(self, first: Place, buffers: Sequence[memoryview]) -> None:
+        size = buffers[0].nbytes
+        found, expected = os.preadv(self._fd(first.pack), buffers, first.place * size), size * len(buffers)
+        if found != expected:
+            raise OSError(f"a pack in {self._path} has {found} bytes where its index promises {expected}")
+
+    def _fd(self, pack: int) -> int:
+        fd = self._fds.get(pack)
+        if fd is None:
+            if len(self._fds) >= _MAX_OPEN:
+                os.close(self._fds.pop(next(iter(self._fds))))
+            try:
+                fd = os.open(self._path / pack_name(pack), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                raise PackGone(pack) from None
+            self._fds[pack] = fd
+        return fd

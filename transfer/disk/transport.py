@@ -19,7 +19,7 @@ from pathlib import Path
 from protocol.handshake import RegionTicket
 from transfer.copy_crew import CopyCrew
 from transfer.disk.folders import is_spool_name
-from transfer.disk.shelf import Shelf
+from transfer.disk.shelf import OpenPacks, PackGone, Shelf
 from transfer.faults import InjectedFault
 from transfer.io_loop import IoLoop, Timer
 from transfer.jobs import PageCopy, Peer
@@ -134,26 +134,34 @@ class DiskTransport:
 
     def _copy(self, copy: PageCopy, shelf: Shelf) -> _Outcome:
         """Read what is left of `copy`, as far as it is there."""
-        job, size = copy.job, copy.page_bytes
-        per_block = max(1, min(_BLOCK_BYTES // size, _BLOCK_PAGES))
-        while copy.done_pages < copy.num_pages:
-            if copy.stop_requested:
-                raise CopyStopped("stopped")
-            if self._crew.should_yield(copy):
-                return _Outcome.YIELDED
-            block = slice(copy.done_pages, copy.done_pages + per_block)
-            places = shelf.find(job.checksums[block])
-            if not places:
-                return _Outcome.MISSING
-            if copy.started_at is None:
-                copy.started_at = self._clock()
-            self._landing.before(copy, self.name)
-            targets = job.target_pages[block][: len(places)]
-            buffers = [self._landing.view[page * size : (page + 1) * size] for page in targets]
-            if not shelf.read(places, buffers):
-                return _Outcome.MISSING
-            self._landing.landed(copy, self.name, len(places))
+        with shelf.opened() as packs:
+            while copy.done_pages < copy.num_pages:
+                if copy.stop_requested:
+                    raise CopyStopped("stopped")
+                if self._crew.should_yield(copy):
+                    return _Outcome.YIELDED
+                try:
+                    if not self._copy_block(copy, shelf, packs):
+                        return _Outcome.MISSING
+                except PackGone as gone:
+                    shelf.forget(gone.pack)
+                    return _Outcome.MISSING
         return _Outcome.LANDED
+
+    def _copy_block(self, copy: PageCopy, shelf: Shelf, packs: OpenPacks) -> bool:
+        """Read the next pages, as far as they are there; False when not one is."""
+        job, size = copy.job, copy.page_bytes
+        block = slice(copy.done_pages, copy.done_pages + max(1, min(_BLOCK_BYTES // size, _BLOCK_PAGES)))
+        places = shelf.find(job.checksums[block])
+        if not places:
+            return False
+        if copy.started_at is None:
+            copy.started_at = self._clock()
+        self._landing.before(copy, self.name)
+        targets = job.target_pages[block][: len(places)]
+        packs.read(places, [self._landing.view[page * size : (page + 1) * size] for page in targets])
+        self._landing.landed(copy, self.name, len(places))
+        return True
 
     def _worked(self, copy: PageCopy, shelf: Shelf | None, outcome: _Outcome, error: str | None) -> None:
         if outcome is _Outcome.MISSING and shelf is not None:
