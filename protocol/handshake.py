@@ -61,6 +61,8 @@ class RegionTicket(msgspec.Struct, frozen=True, array_like=True):
     """Further ways in, by the name of their transport: what its clients need to know, in its own words."""
     shape: PoolShape | None = None
     """None when only pools of an equal `layout` can take from this one."""
+    int8: bool = False
+    """Whether KV is also served in 8 bits, over TCP."""
 
 
 class Challenge(Message, frozen=True, tag="challenge"):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from protocol.handshake import RegionTicket
 from protocol.rooms import PeerAddress
 from transfer.faults import CopySite
+from transfer.int8_codec import Int8Codec
 from transfer.layout import Cut
 from transfer.spans import check_pages
 
@@ -77,6 +78,14 @@ class FetchResult:
 OnDone = Callable[[FetchResult], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Coded:
+    """Pages, or what they are taken apart into, in 8 bits on the way."""
+
+    cut: Cut
+    codec: Int8Codec
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Peer:
     """One attachment of one life of a peer. Compared by identity: attached again, it is another one."""
@@ -85,6 +94,8 @@ class Peer:
     ticket: RegionTicket
     cut: Cut | None = None
     """How its pages are taken apart; None when they are taken whole."""
+    coded: Coded | None = None
+    """How they are taken in 8 bits by transports that can do that; None when they are taken as they are stored."""
 
     @property
     def num_pages(self) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hmac
+
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from transfer.checksum import page_checksums
 from transfer.faults import Faults
-from transfer.grains import PoolGrains
+from transfer.grains import Bytes, PoolGrains
 from transfer.jobs import PageCopy
+from transfer.wire_grains import SEAL_BYTES, seal
 
 
 class LandingError(Exception):
@@ -52,7 +55,7 @@ class Landing:
                     )
         copy.done_pages = first + count
 
-    def packed(self, copy: PageCopy, transport: str, grains: npt.NDArray[np.uint8]) -> None:
+    def packed(self, copy: PageCopy, transport: str, grains: Bytes) -> None:
         """The next grains of `copy` lie in `grains`, one behind the other: verify them, put them in their places and
         count them. Raises `LandingError`, with nothing of them in our pages."""
         assert copy.peer.cut is not None
@@ -71,6 +74,23 @@ class Landing:
         targets = copy.job.target_pages[first : first + count]
         PoolGrains(self.bytes, copy.peer.cut.target).scatter(targets, grains)
         copy.done_pages = first + count
+
+    def coded(self, copy: PageCopy, transport: str, grains: Bytes, *, key: bytes, job: int) -> None:
+        """The next grains of `copy` lie in `grains` `[grains, bytes]` in 8 bits, each with its seal behind it, as the
+        reply to request `job`: verify them, put them in their places and count them. Raises `LandingError`, with
+        nothing of the first wrong one or any after it in our pages."""
+        assert copy.peer.coded is not None
+        grid, codec = copy.peer.coded.cut.target, copy.peer.coded.codec
+        pool, stored = PoolGrains(self.bytes, grid), np.empty(grid.grain_bytes, dtype=np.uint8)
+        for row in grains:
+            if self._faults is not None:
+                self._faults.after_copy(copy.site(transport), row.data)
+            index, coded = copy.done_pages, row[:-SEAL_BYTES]
+            if not hmac.compare_digest(row[-SEAL_BYTES:].tobytes(), seal(key, job=job, index=index, coded=coded.data)):
+                raise LandingError(f"grain {copy.job.source_pages[index]} arrived with a wrong seal")
+            codec.decode(grid, coded, stored)
+            pool.scatter((copy.job.target_pages[index],), stored)
+            copy.done_pages += 1
 
     def close(self) -> None:
         """Let go of the memory."""

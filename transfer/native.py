@@ -16,8 +16,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-shared")
-"""Nothing of one processor's own: a home directory may be shared between unequal machines."""
+_FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-shared")
+"""Nothing of one processor's own: a home directory may be shared between unequal machines. Arithmetic rounds after each
+operation, so that every processor has the same results."""
 _COMPILE_TIMEOUT_S = 60.0
 
 

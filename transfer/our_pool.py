@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from protocol.handshake import PoolShape, RegionTicket
-from transfer.layout import Cut, LayoutMismatch, cut_between
+from transfer.int8_codec import Int8Codec
+from transfer.jobs import Coded
+from transfer.layout import Cut, LayoutMismatch, cut_between, whole_grid
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +21,8 @@ class OurPool:
     num_pages: int
     layout: str
     shape: PoolShape | None
+    codec: Int8Codec | None
+    """Of KV that moves in 8 bits; None when none does."""
 
     def cut(self, peer: str, ticket: RegionTicket) -> Cut | None:
         """How pages of `peer` are taken apart; None when they are taken whole. Raises `ValueError` when nothing of them
@@ -32,6 +39,19 @@ class OurPool:
             return cut_between(ticket.shape, ticket.page_bytes, self.shape, self.page_bytes)
         except LayoutMismatch as error:
             raise ValueError(f"replica {peer}: {error}") from error
+
+    def coded(self, peer: str, ticket: RegionTicket, cut: Cut | None) -> Coded | None:
+        """How pages of `peer`, or the grains of `cut`, are taken in 8 bits; None when they are taken as stored."""
+        if self.codec is None or self.shape is None:
+            return None
+        if ticket.shape is None or not ticket.int8:
+            logger.warning("replica %s gives no KV in 8 bits: it is taken as stored", peer)
+            return None
+        whole = Cut(
+            source=whole_grid(ticket.shape, page_bytes=ticket.page_bytes, tokens=ticket.shape.page_size),
+            target=whole_grid(self.shape, page_bytes=self.page_bytes, tokens=self.shape.page_size),
+        )
+        return Coded(cut=cut or whole, codec=self.codec)
 
     def num_units(self, cut: Cut | None) -> int:
         """Pages or grains, whichever is moved."""

@@ -9,11 +9,13 @@ import numpy as np
 
 from protocol.handshake import PoolShape
 from transfer.cursor import RangeCursor
-from transfer.grain_cursor import GrainCursor
+from transfer.grain_cursor import GrainCursor, SealedInt8, as_stored, sealed_bytes
+from transfer.grains import PoolGrains
+from transfer.int8_codec import Int8Codec
 from transfer.packed_cursor import PACKED_BELOW, PackedCursor
 from transfer.spans import Runs
-from transfer.wire import RequestHead, Want, runs_are_inside
-from transfer.wire_grains import asked_grid, expand
+from transfer.wire import RequestHead, Want, decode_runs, runs_are_inside
+from transfer.wire_grains import ask_bytes, asked_grid, decode_checksums, expand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +31,18 @@ class ServedRegion:
     shape: PoolShape | None = None
     """None when only whole pages are served."""
 
+    codec: Int8Codec | None = None
+    """None when KV is served as it is stored only."""
+
     def serves(self, want: Want) -> set[Want]:
         """What may be asked for where `want` is served."""
-        return {want, Want.GRAINS} if want is Want.PAGES and self.shape is not None else {want}
+        if want is not Want.PAGES or self.shape is None:
+            return {want}
+        return {want, Want.GRAINS} if self.codec is None else {want, Want.GRAINS, Want.INT8}
 
-    def most_runs(self, want: Want) -> int:
-        """More are in no request."""
-        return self.num_pages * (self.shape.page_size if want is Want.GRAINS and self.shape is not None else 1)
+    def most(self, want: Want) -> int:
+        """More pages or grains than this are in no request."""
+        return self.num_pages * (1 if want is Want.PAGES or self.shape is None else self.shape.page_size)
 
 
 class Outgoing(Protocol):
@@ -61,24 +68,13 @@ def nothing(region: ServedRegion) -> Outgoing:
 
 
 def asked(
-    region: ServedRegion,
-    want: Want,
-    head: RequestHead,
-    *,
-    ask: bytes,
-    runs: Runs,
-    call_bytes: int,
+    region: ServedRegion, want: Want, head: RequestHead, body: bytes, *, key: bytes, call_bytes: int
 ) -> Outgoing | None:
-    """The bytes of `runs`; None when the region has no such pages or grains, or they are not what `head` says."""
-    if want is Want.GRAINS:
-        assert region.shape is not None
-        grid = asked_grid(ask, region.shape, page_bytes=region.page_bytes)
-        if grid is None:
-            return None
-        if not runs_are_inside(runs, head, num_pages=region.num_pages * grid.per_page, page_bytes=grid.grain_bytes):
-            return None
-        pool = region.view[: region.num_pages * region.page_bytes]
-        return GrainCursor(pool, grid, expand(runs), call_bytes=call_bytes)
+    """The bytes that a request wants; None when the region has no such pages or grains, or they are not what `head`
+    says. Raises `WireError` for a wrong tag."""
+    runs = decode_runs(key, head, body, ask_bytes=ask_bytes(want))
+    if want is not Want.PAGES:
+        return _grains(region, want, head, body, runs, key=key, call_bytes=call_bytes)
     size = region.page_bytes
     if not runs_are_inside(runs, head, num_pages=region.num_pages, page_bytes=size):
         return None
@@ -86,3 +82,21 @@ def asked(
         offsets, lengths = np.ascontiguousarray(runs.T * size)
         return PackedCursor(region.view, offsets, lengths, call_bytes=call_bytes)
     return RangeCursor(region.view, (runs * size).tolist(), call_bytes=call_bytes)
+
+
+def _grains(
+    region: ServedRegion, want: Want, head: RequestHead, body: bytes, runs: Runs, *, key: bytes, call_bytes: int
+) -> Outgoing | None:
+    assert region.shape is not None
+    grid = asked_grid(body, region.shape, page_bytes=region.page_bytes)
+    if grid is None:
+        return None
+    pool = PoolGrains(np.frombuffer(region.view, dtype=np.uint8)[: region.num_pages * region.page_bytes], grid)
+    pack, size = as_stored(pool), grid.grain_bytes
+    if want is Want.INT8:
+        assert region.codec is not None
+        checksums, size = decode_checksums(body, head), sealed_bytes(grid, region.codec.dtype)
+        pack = SealedInt8(pool, grid, region.codec, checksums=checksums, key=key, job=head.job)
+    if not runs_are_inside(runs, head, num_pages=pool.count, page_bytes=size):
+        return None
+    return GrainCursor(expand(runs), pack, size=size, call_bytes=call_bytes)

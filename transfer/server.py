@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 from protocol.handshake import PoolShape, RegionTicket
 from transfer.door import Door
+from transfer.int8_codec import Int8Codec
 from transfer.io_loop import IoLoop
 from transfer.lobby import Lobby, listen_tcp, resolve
 from transfer.memory import SharedMemory, host_id
@@ -27,11 +28,12 @@ from transfer.wire import Want
 class PageServer:
     """Serves the first `num_pages` pages of `page_bytes` bytes in `memory`, which must outlive the server.
 
-    `layout` is the pool's fingerprint, `shape` what receivers with another one need to take parts of pages, and `boot`
-    this life of the replica (an unsigned 64-bit number). `host` is the address or name that peers reach this machine
-    by, `bind_host` the one to listen on when that differs; the port is chosen by the system. The ticket also names
-    `doors`, which stay their owner's. Raises `ValueError` for a region larger than its memory, an empty secret or a
-    `host` that is no single machine's, and `OSError` when a host is unknown or cannot be listened on.
+    `layout` is the pool's fingerprint, `shape` what receivers with another one need to take parts of pages, `codec`
+    what serves KV in 8 bits to those who ask for it, and `boot` this life of the replica (an unsigned 64-bit number).
+    `host` is the address or name that peers reach this machine by, `bind_host` the one to listen on when that differs;
+    the port is chosen by the system. The ticket also names `doors`, which stay their owner's. Raises `ValueError` for
+    a region larger than its memory, an empty secret or a `host` that is no single machine's, and `OSError` when a host
+    is unknown or cannot be listened on.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class PageServer:
         num_pages: int,
         layout: str,
         shape: PoolShape | None = None,
+        codec: Int8Codec | None = None,
         host: str,
         boot: int,
         secret: bytes,
@@ -66,6 +69,7 @@ class PageServer:
             boot=boot,
             secret=secret,
             shape=shape,
+            codec=codec,
         )
         self._timings = timings or TransferTimings()
         tcp_host = resolve(host)
@@ -77,6 +81,7 @@ class PageServer:
             page_bytes=page_bytes,
             layout=layout,
             shape=shape,
+            int8=codec is not None,
             host_id=host_id(),
             shm_socket=shm_socket,
             tcp_host=tcp_host,

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable
 
 from protocol.handshake import new_nonce
+from transfer.grain_cursor import GrainChanged
 from transfer.io_loop import READ, WRITE, IoLoop
 from transfer.served import Outgoing, ServedRegion, asked, nothing
 from transfer.transport import TransferTimings
@@ -28,12 +29,11 @@ from transfer.wire import (
     connection_key,
     decode_hello,
     decode_request_head,
-    decode_runs,
     encode_greeting,
     encode_reply,
     encode_welcome,
 )
-from transfer.wire_grains import ASK_BYTES
+from transfer.wire_grains import body_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -182,19 +182,19 @@ class ServerConnection:
         head = decode_request_head(message)
         if head.boot != self._region.boot or head.job <= self._last_job:
             raise WireError(f"request {head.job} to boot {head.boot}: not the next one of this connection")
-        if not 0 < head.num_runs <= self._region.most_runs(self._want):
+        most = self._region.most(self._want)
+        if not 0 < head.num_runs <= most or (self._want is Want.INT8 and head.num_pages > most):
             raise WireError(f"a request of {head.num_runs} runs, of a pool of {self._region.num_pages} pages")
         self._head = head
         self._last_job = head.job
         self._move_to(_State.RUNS)
-        self._wanted = ASK_BYTES[self._want] + head.runs_bytes
+        self._wanted = body_bytes(self._want, head)
 
     def _runs(self, message: bytes) -> None:
         assert self._head is not None
-        head, region, ask_bytes = self._head, self._region, ASK_BYTES[self._want]
-        runs = decode_runs(self._key, head, message, ask_bytes=ask_bytes)
-        ask = message[:ask_bytes]
-        payload = asked(region, self._want, head, ask=ask, runs=runs, call_bytes=_CALL_BYTES) or nothing(region)
+        head, region = self._head, self._region
+        found = asked(region, self._want, head, message, key=self._key, call_bytes=_CALL_BYTES)
+        payload = found or nothing(region)
         reply = Reply(
             status=Status.OK if payload.left else Status.BAD_PAGES,
             boot=region.boot,
@@ -218,7 +218,7 @@ class ServerConnection:
                 self._moved = True
         except (BlockingIOError, InterruptedError):
             pass  # the rest when there is room again
-        except OSError as error:
+        except (OSError, GrainChanged) as error:
             self.close(f"sending pages: {error}")
             return
         if self._reply or self._payload.left:

@@ -17,7 +17,7 @@ from transfer.faults import InjectedFault
 from transfer.io_loop import READ, WRITE, IoLoop
 from transfer.jobs import PageCopy, Peer
 from transfer.landing import Landing, LandingError
-from transfer.tcp_payload import Payload, encode_copy, payload_of, want_of
+from transfer.tcp_payload import Payload, bytes_on_the_way, encode_copy, payload_of, want_of
 from transfer.transport import TransferTimings
 from transfer.wire import (
     REPLY_BYTES,
@@ -185,9 +185,17 @@ class PageConnection:
             self._end_copy(f"the peer refuses: {reply.status.name}")
             self._become_idle()
             return
-        if (reply.num_pages, reply.byte_length) != (copy.num_pages, copy.total_bytes):
-            raise WireError(f"the peer wants to send {reply.byte_length} bytes instead of {copy.total_bytes}")
-        self._payload = payload_of(self._landing, copy, transport=self._transport, call_bytes=_CALL_BYTES)
+        expected = bytes_on_the_way(copy)
+        if (reply.num_pages, reply.byte_length) != (copy.num_pages, expected):
+            raise WireError(f"the peer wants to send {reply.byte_length} bytes instead of {expected}")
+        self._payload = payload_of(
+            self._landing,
+            copy,
+            transport=self._transport,
+            call_bytes=_CALL_BYTES,
+            key=self._key,
+            job=self.copies,
+        )
         self._move_to(ConnectionState.PAYLOAD)
         self._receive_payload()
 

@@ -5,18 +5,21 @@ A payload belongs to the connection whose copy it is for, and lives as long as t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
 from transfer.cursor import RangeCursor
+from transfer.grain_cursor import sealed_bytes
+from transfer.grains import Bytes
 from transfer.jobs import PageCopy, Peer
 from transfer.landing import Landing
 from transfer.packed_cursor import PACKED_BELOW
 from transfer.span_copy import PackedRun, SpanCopier
 from transfer.spans import Runs, runs
 from transfer.wire import Want, encode_request
-from transfer.wire_grains import encode_ask
+from transfer.wire_grains import encode_ask, encode_checksums
 
 _PACKED_BYTES = 256 << 10
 
@@ -40,26 +43,48 @@ class Payload(Protocol):
 
 def want_of(peer: Peer) -> Want:
     """The kind of connection that copies from `peer` need."""
+    if peer.coded is not None:
+        return Want.INT8
     return Want.PAGES if peer.cut is None else Want.GRAINS
+
+
+def bytes_on_the_way(copy: PageCopy) -> int:
+    """Of all that `copy` asks for."""
+    if copy.peer.coded is None:
+        return copy.total_bytes
+    return copy.num_pages * sealed_bytes(copy.peer.coded.cut.target, copy.peer.coded.codec.dtype)
 
 
 def encode_copy(key: bytes, copy: PageCopy, *, job: int) -> bytes:
     """The request for all of `copy`."""
-    cut = copy.peer.cut
+    coded = copy.peer.coded
+    cut = copy.peer.cut if coded is None else coded.cut
     return encode_request(
         key,
         boot=copy.peer.address.boot,
         job=job,
         runs=runs(copy.job.source_pages),
-        page_bytes=copy.page_bytes,
+        page_bytes=bytes_on_the_way(copy) // copy.num_pages,
         ask=b"" if cut is None else encode_ask(cut.source),
+        rest=encode_checksums(copy.job.checksums, copy.num_pages) if coded is not None else b"",
     )
 
 
-def payload_of(landing: Landing, copy: PageCopy, *, transport: str, call_bytes: int) -> Payload:
-    """For `copy`, of which nothing has come yet."""
+def payload_of(landing: Landing, copy: PageCopy, *, transport: str, call_bytes: int, key: bytes, job: int) -> Payload:
+    """For `copy`, of which nothing has come yet; asked for by request `job` of the connection with `key`."""
+    if copy.peer.coded is not None:
+        size = bytes_on_the_way(copy) // copy.num_pages
+
+        def land_coded(grains: Bytes) -> None:
+            landing.coded(copy, transport, grains.reshape(-1, size), key=key, job=job)
+
+        return GrainPayload(land_coded, count=copy.num_pages, size=size, call_bytes=call_bytes)
     if copy.peer.cut is not None:
-        return GrainPayload(landing, copy, transport=transport, call_bytes=call_bytes)
+
+        def land(grains: Bytes) -> None:
+            landing.packed(copy, transport, grains)
+
+        return GrainPayload(land, count=copy.num_pages, size=copy.page_bytes, call_bytes=call_bytes)
     targets = runs(copy.job.target_pages)
     if copy.total_bytes < PACKED_BELOW * len(targets):
         return ScatteredPayload(landing, copy, targets, transport=transport)
@@ -125,15 +150,12 @@ class ScatteredPayload:
 
 
 class GrainPayload:
-    """Receives some grains at a time beside the pages, verifies them there and puts them in their places."""
+    """Receives some grains at a time beside the pages; `land` verifies them there and puts them in their places."""
 
-    def __init__(self, landing: Landing, copy: PageCopy, *, transport: str, call_bytes: int) -> None:
-        self._landing = landing
-        self._copy = copy
-        self._transport = transport
-        self.left = copy.total_bytes
-        most = max(1, call_bytes // copy.page_bytes) * copy.page_bytes
-        self._packed = np.empty(min(most, self.left), dtype=np.uint8)
+    def __init__(self, land: Callable[[Bytes], None], *, count: int, size: int, call_bytes: int) -> None:
+        self._land = land
+        self.left = count * size
+        self._packed = np.empty(min(max(1, call_bytes // size), count) * size, dtype=np.uint8)
         self._filled = 0
 
     def buffers(self) -> list[memoryview]:
@@ -144,7 +166,7 @@ class GrainPayload:
         self.left -= count
         self._filled += count
         if self._filled == len(self._packed) or not self.left:
-            self._landing.packed(self._copy, self._transport, self._packed[: self._filled])
+            self._land(self._packed[: self._filled])
             self._filled = 0
 
     def drop(self) -> None:

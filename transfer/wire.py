@@ -59,6 +59,8 @@ class Want(enum.IntEnum):
     """Pages, request by request."""
     GRAINS = 4
     """Parts of pages, for a pool of another shape, request by request."""
+    INT8 = 5
+    """Pages or parts of them in 8 bits, request by request."""
     GROUP = 3
     """Requests, replies and the rendezvous of a process group that the pages themselves go through (dist/)."""
 
@@ -168,12 +170,14 @@ def connection_key(secret: bytes, server_nonce: bytes, client_nonce: bytes) -> b
 # ---- pages ----------------------------------------------------------------------------------------------------
 
 
-def encode_request(key: bytes, *, boot: int, job: int, runs: npt.ArrayLike, page_bytes: int, ask: bytes = b"") -> bytes:
-    """A request for `runs` of pages, in the order in which their bytes are wanted; `ask` comes before the runs."""
+def encode_request(
+    key: bytes, *, boot: int, job: int, runs: npt.ArrayLike, page_bytes: int, ask: bytes = b"", rest: bytes = b""
+) -> bytes:
+    """A request for `runs` of pages, in the order in which their bytes are wanted, between `ask` and `rest`."""
     listed = np.asarray(runs, dtype=np.int64).reshape(-1, 2)
     num_pages = int(listed[:, 1].sum())
     head = _REQUEST.pack(MAGIC, VERSION, boot, job, len(listed), num_pages, num_pages * page_bytes, b"")
-    body = ask + pack_runs(listed)
+    body = ask + pack_runs(listed) + rest
     untagged = head[:-_REQUEST_TAG_BYTES]
     return untagged + _request_tag(key, untagged, body) + body
 
@@ -196,7 +200,7 @@ def decode_runs(key: bytes, head: RequestHead, data: bytes, *, ask_bytes: int = 
     """The runs in `data`, which follows `head`; raises `WireError` when its tag does not match both."""
     if not hmac.compare_digest(head.tag, _request_tag(key, head.raw, data)):
         raise WireError("the request's tag is wrong")
-    return unpack_runs(data[ask_bytes:])
+    return unpack_runs(data[ask_bytes : ask_bytes + head.runs_bytes])
 
 
 def pack_runs(runs: Runs) -> bytes:
