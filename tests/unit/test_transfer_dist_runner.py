@@ -180,7 +180,7 @@ def test_pages_that_are_not_there_are_refused_and_the_next_request_is_heard(runs
         ({"job": 1, "runs": [(0, 1)], "key": b"another"}, "tag is wrong"),
         ({"job": 0, "runs": [(0, 1)]}, "not the next one"),
         ({"job": 1, "runs": [(0, 1)], "boot": 8}, "not the next one"),
-        ({"job": 1, "runs": [(0, 1)] * 1025}, "1025 runs"),
+        ({"job": 1, "runs": [(0, 1)] * 2049}, "2049 runs"),
     ],
     ids=["tag", "old job", "boot", "too many runs"],
 )

@@ -26,6 +26,12 @@ from transfer.transport import TransferTimings
 from transfer.wire import Want, pack_runs
 
 
+_PIECES = 6
+"""A copy has at least so many, so that one is put in its place while the next is on its way, but none needs to be
+smaller than this: each costs some messages."""
+_LEAST_BYTES = 1 << 20
+
+
 class PairState(enum.Enum):
     HANDSHAKE = enum.auto()
     JOINING = enum.auto()
@@ -115,7 +121,8 @@ class Pair:
         assert self._helper is not None
         assert self._order is not None
         assert self._slots is not None
-        sources = copy.job.source_pages[first : first + self._order.slot_pages]
+        wanted = max(-(-copy.num_pages // _PIECES), _LEAST_BYTES // copy.page_bytes, 1)
+        sources = copy.job.source_pages[first : first + min(wanted, self._order.slot_pages)]
         self._job += 1
         job, slot = self._job, self._slots.free.popleft()
         timer = self._loop.call_at(
