@@ -10,11 +10,13 @@ import yaml
 from pydantic import ValidationError
 
 from cluster.config import ClusterConfig
+from cluster.tls import Tls
 
 IMPORT_PATH = "cluster.app:build_app"
 _DOCUMENT_KEYS = {"applications", "http_options", "proxy_location"}
 _APPLICATION_KEYS = {"name", "route_prefix", "import_path", "args"}
-_HTTP_KEYS = {"host", "port"}
+_TLS_KEYS = {"ssl_certfile", "ssl_keyfile", "ssl_keyfile_password"}
+_HTTP_KEYS = {"host", "port"} | _TLS_KEYS
 
 
 class BadConfigFile(ValueError):
@@ -29,6 +31,7 @@ class ServeApplication:
     route_prefix: str
     host: str
     port: int
+    tls: Tls | None
     config: ClusterConfig
 
     def at(self, host: str | None, port: int | None) -> ServeApplication:
@@ -57,6 +60,7 @@ class ServeApplication:
             route_prefix=entry.get("route_prefix", "/"),
             host=str(http.get("host", "127.0.0.1")),
             port=http.get("port", 8000),
+            tls=_tls(path, http),
             config=config,
         )
 
@@ -72,6 +76,17 @@ def _only_known(path: Path, document: dict[str, Any], entry: dict[str, Any]) -> 
         )
     if (import_path := entry.get("import_path", IMPORT_PATH)) != IMPORT_PATH:
         raise BadConfigFile(f"{path}: import_path is {import_path!r}; `make serve` starts {IMPORT_PATH!r}")
+
+
+def _tls(path: Path, http: dict[str, Any]) -> Tls | None:
+    given = {key: http[key] for key in _TLS_KEYS & http.keys()}
+    if not given:
+        return None
+    certfile, keyfile = given.get("ssl_certfile"), given.get("ssl_keyfile")
+    if not (isinstance(certfile, str) and isinstance(keyfile, str)):
+        raise BadConfigFile(f"{path}: http_options needs both ssl_certfile and ssl_keyfile for TLS, or neither")
+    password = given.get("ssl_keyfile_password")
+    return Tls(certfile=certfile, keyfile=keyfile, password=None if password is None else str(password))
 
 
 def _readable(error: ValidationError) -> str:

@@ -16,6 +16,7 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -32,6 +33,7 @@ from cluster.ingress import BadEnvFile, haproxy_runs, ingress_mode, own_ports_an
 from cluster.late_dashboard import LateDashboard
 from cluster.model_folder import EMBEDDED, NoModel, embedded_model_is_ready, model_folder
 from cluster.placement import shortfalls
+from cluster.tls import BadCertificate
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeStatus
@@ -74,12 +76,14 @@ def main() -> int:
     try:
         application = ServeApplication.read(options.config).at(options.host, options.port)
         _check_port_free(application.host, application.port)
+        if application.tls is not None:
+            application.tls.check()
         _check_model(application.config, progress)
-        _set_environment(options.env_file, options.folder)
+        _set_environment(options.env_file, options.folder, haproxy=application.tls is None and haproxy_runs())
         _start(application, options, progress)
         while True:
             signal.pause()
-    except (StartFailed, BadConfigFile, BadEnvFile, NoModel) as error:
+    except (StartFailed, BadConfigFile, BadEnvFile, BadCertificate, NoModel) as error:
         print(f"\ncannot start: {error}", file=sys.stderr)
         return 1
     except StopRequested:
@@ -116,28 +120,30 @@ def _start(application: ServeApplication, options: argparse.Namespace, progress:
     _check_placement(application.config)
     progress(f"Ray is up; starting Serve behind {ingress_mode(os.environ).value}")
     try:
-        serve.start(http_options={"host": application.host, "port": application.port})
+        tls = {} if application.tls is None else application.tls.http_options()
+        serve.start(http_options={"host": application.host, "port": application.port, **tls})
         progress("starting the replicas, which load the model")
         serve.run(build_app(application.config), name=application.name, route_prefix=application.route_prefix)
     except RuntimeError as error:
         raise StartFailed("\n".join([str(error), *_complaints(serve.status())])) from error
-    url = f"http://{_reachable(application.host)}:{application.port}"
+    scheme = "http" if application.tls is None else "https"
+    url = f"{scheme}://{_reachable(application.host)}:{application.port}"
     _wait_until_healthy(url)
     progress("ready")
     _print_usage(url)
     _print_tools(context.address_info["gcs_address"], dashboard.url(timeout_s=_DASHBOARD_TIMEOUT_S))
 
 
-def _set_environment(env_file: Path, folder: Path) -> None:
+def _set_environment(env_file: Path, folder: Path, *, haproxy: bool) -> None:
     """What Ray's processes inherit: the env file, then this cluster's own ports, paths and token. Set variables win."""
     token = folder / "auth_token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     variables = read_env_file(env_file) | own_ports_and_paths(folder)
-    if not haproxy_runs():
-        variables["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
     for name, value in variables.items():
         os.environ.setdefault(name, value)
+    if not haproxy:
+        os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
     # Not a default: a shell in which the env file was sourced has RAY_AUTH_MODE=disabled.
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
 
@@ -193,7 +199,9 @@ def _wait_until_healthy(url: str) -> None:
     """Until the router has a replica of every pool: before that, one pool would take requests whole."""
     deadline = time.monotonic() + _READY_TIMEOUT_S
     last = "no answer"
-    here = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # http_proxy is for other machines
+    # Not by http_proxy, which is for other machines, and whatever name the certificate is for.
+    trusting = urllib.request.HTTPSHandler(context=ssl._create_unverified_context())
+    here = urllib.request.build_opener(urllib.request.ProxyHandler({}), trusting)
     while time.monotonic() < deadline:
         try:
             with here.open(f"{url}/health", timeout=5) as response:

@@ -24,6 +24,7 @@ from cluster.model_folder import context_length, model_folder, served_name
 from cluster.node import node_address
 from cluster.router_gossip import RouterGossip
 from cluster.serve_logs import log_where_serve_does
+from cluster.tls import serve_wants_tls
 from router.app import build_asgi
 from router.config import RouterConfig
 
@@ -49,6 +50,11 @@ class Router:
         router_id = serve.get_replica_context().replica_id.unique_id
         mode = ingress_mode(os.environ)
         log.info("router %s: HTTP enters by %s", router_id, mode.value)
+        if mode is IngressMode.HAPROXY and serve_wants_tls():
+            raise ValueError(
+                "http_options has a certificate, but HTTP enters by HAProxy, which Serve runs without TLS: set "
+                "RAY_SERVE_ENABLE_HA_PROXY=0 before Ray starts, or end TLS in front and take the certificate out"
+            )
         if mode is IngressMode.HAPROXY:
             write_error_page(os.environ, retry_after_s=_ROUTER_RESTART_S)
         self._app: Starlette = build_asgi(_router_config(config, secret), router_id=router_id)
