@@ -48,7 +48,9 @@ class LiveCluster:
         self.log = log
 
     @classmethod
-    def start(cls, settings: Mapping[str, Any], folder: Path) -> LiveCluster:
+    def start(
+        cls, settings: Mapping[str, Any], folder: Path, *, http_options: Mapping[str, Any] | None = None
+    ) -> LiveCluster:
         """Raises AssertionError with its output when it is not healthy in time."""
         config, log = folder / "config.yaml", folder / "output.log"
         application = {
@@ -57,12 +59,13 @@ class LiveCluster:
             "import_path": "cluster.app:build_app",
             "args": dict(settings),
         }
-        config.write_text(yaml.safe_dump({"applications": [application]}))
+        config.write_text(yaml.safe_dump({"http_options": dict(http_options or {}), "applications": [application]}))
         port = _free_port()
         command = [sys.executable, "-m", "cluster.launch", "--config", str(config), "--port", str(port)]
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, start_new_session=True)
-        cluster = cls(process, f"http://127.0.0.1:{port}", log)
+        scheme = "https" if http_options and "ssl_certfile" in http_options else "http"
+        cluster = cls(process, f"{scheme}://127.0.0.1:{port}", log)
         try:
             cluster.wait(lambda: b"Ctrl-C stops everything" in log.read_bytes(), "the cluster to be ready", READY_S)
         except BaseException:
