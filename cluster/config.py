@@ -87,6 +87,10 @@ class TransferSection(Section):
     fails; it lets anybody who reaches its ports read pages. `gloo`, `nccl`: torch.distributed, TCP where that fails.
     `disk`: by way of `folder`."""
     checksum: bool = True
+    wire_dtype: Literal["auto", "int8"] = "auto"
+    """Of KV on its way between hosts; `auto`: as it is stored. `int8` moves about half of bfloat16's bytes, and what
+    comes out differs a little (benchmarks/results/ says how much). It concerns our own TCP alone: within a host `auto`
+    moves KV as stored."""
     num_threads: int = Field(default=1, ge=1)
     ib_device: str = ""
     """Of `transport: mooncake`: the RDMA devices to use, with commas between them; empty for its own TCP."""
@@ -95,6 +99,15 @@ class TransferSection(Section):
     forge KV; pages lie there unencrypted, for ten minutes."""
     folder_max_mb: int = Field(default=4096, ge=1)
     """What each replica keeps in `folder`; the oldest pages go first."""
+
+    @model_validator(mode="after")
+    def _wire_dtype_is_used(self) -> TransferSection:
+        if self.wire_dtype != "auto" and self.transport not in ("auto", "tcp"):
+            raise ValueError(
+                f"wire_dtype is {self.wire_dtype!r}, but transport {self.transport!r} moves KV as it is stored; "
+                "set transport to auto or tcp, or wire_dtype: auto"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ib_device_is_used(self) -> TransferSection:

@@ -115,6 +115,7 @@ def _worker_config(config: ClusterConfig, role: ReplicaRole, secret: bytes) -> W
         advertise_host=host,
         transfer=TransferOptions(
             transport=config.transfer.transport,
+            wire_dtype=config.transfer.wire_dtype,
             checksum=config.transfer.checksum,
             num_threads=config.transfer.num_threads,
             ib_device=config.transfer.ib_device,

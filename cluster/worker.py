@@ -41,6 +41,7 @@ from text.tokenizer import Tokenizer
 from transfer.disk.spool import Spool
 from transfer.doors import DoorParts, open_doors
 from transfer.fetcher import PageFetcher
+from transfer.int8_codec import Int8Codec
 from transfer.memory import SharedMemory
 from transfer.prefault import Prefault
 from transfer.server import PageServer
@@ -112,12 +113,14 @@ class ReplicaWorker:
                 folder_max_bytes=config.transfer.folder_max_bytes,
             ),
         )
+        codec = Int8Codec(self._shape.dtype) if config.transfer.wire_dtype == "int8" else None
         self._pages = PageServer(
             memory=self._memory,
             page_bytes=self._spec.page_bytes,
             num_pages=config.engine.num_pages,
             layout=self._layout,
             shape=self._shape,
+            codec=codec,
             host=config.advertise_host,
             bind_host=config.bind_host,
             boot=self.boot,
@@ -129,6 +132,7 @@ class ReplicaWorker:
             page_bytes=self._spec.page_bytes,
             layout=self._layout,
             shape=self._shape,
+            codec=codec,
             secret=config.secret,
             num_threads=config.transfer.num_threads,
             transport=config.transfer.transport,

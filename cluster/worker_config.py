@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from engine.config import EngineConfig
 from protocol.membership import ReplicaRole
@@ -15,6 +16,7 @@ class TransferOptions:
     """How KV pages move between replicas."""
 
     transport: TransportName = "auto"
+    wire_dtype: Literal["auto", "int8"] = "auto"
     checksum: bool = True
     num_threads: int = 1
     ib_device: str = ""

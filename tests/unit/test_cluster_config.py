@@ -153,3 +153,10 @@ def test_pools_may_have_pages_of_their_own_size_where_the_transport_takes_parts_
     with pytest.raises(ValueError, match=r"page_size is 32 in the prefill pool and 16 .* set transport to auto"):
         ClusterConfig(page_size=32, decode={"page_size": 16}, transfer={"transport": "gloo"})
     ClusterConfig(page_size=32, decode={"page_size": 32}, transfer={"transport": "gloo"})
+
+
+@pytest.mark.parametrize("transport", ["shm", "gloo", "mooncake"])
+def test_a_wire_type_that_would_have_no_effect_is_refused(transport: str) -> None:
+    with pytest.raises(ValueError, match=f"transport '{transport}' moves KV as it is stored; set transport to auto or"):
+        ClusterConfig(transfer={"transport": transport, "wire_dtype": "int8"})
+    assert ClusterConfig(transfer={"transport": "tcp", "wire_dtype": "int8"}).transfer.wire_dtype == "int8"
