@@ -10,17 +10,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from transfer.disk.folders import check_shared
 from transfer.dist.orders import BackendName
+from transfer.faults import Faults
 from transfer.io_loop import IoLoop
 from transfer.landing import Landing
+from transfer.memory import SharedMemory
 from transfer.shm import ShmTransport
 from transfer.tcp import TcpTransport
 from transfer.transport import TransferTimings, Transport
 
-TransportName = Literal["auto", "shm", "tcp", "disk", "mooncake", "gloo", "nccl"]
+if TYPE_CHECKING:
+    from transfer.cuda.landing import DeviceLanding
+    from transfer.cuda.memory import DeviceMemory
+
+TransportName = Literal["auto", "shm", "tcp", "disk", "mooncake", "gloo", "nccl", "cuda"]
 
 _WAYS: Mapping[TransportName, tuple[str, ...]] = {
     "auto": ("shm", "tcp"),
@@ -31,6 +37,9 @@ _WAYS: Mapping[TransportName, tuple[str, ...]] = {
     "nccl": ("nccl", "tcp"),
     "disk": ("disk",),
 }
+"""Between pools in the memory of the host."""
+_DEVICE_WAYS: Mapping[TransportName, tuple[str, ...]] = {"auto": ("cuda",), "cuda": ("cuda",)}
+"""Between pools in the memory of GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +47,8 @@ class TransportParts:
     """What a fetcher gives each of its transports."""
 
     loop: IoLoop
-    landing: Landing
+    landing: Landing | DeviceLanding
+    """Of the kind that `landing_in` made for our pool."""
     secret: bytes
     num_threads: int
     """That may copy within the host."""
@@ -50,14 +60,29 @@ class TransportParts:
     """That `disk` shares with the peers."""
 
 
-def ways_of(name: TransportName, *, folder: Path | None = None) -> tuple[str, ...]:
-    """The ways that `name` stands for, in the order in which they are tried. Raises `ValueError` for another name, and
-    when what one of them needs is not there."""
-    if name not in _WAYS:
+def ways_of(name: TransportName, *, folder: Path | None = None, on_gpu: bool = False) -> tuple[str, ...]:
+    """The ways that `name` stands for, in the order in which they are tried, to a pool in GPU memory or the host's.
+    Raises `ValueError` for another name, and when what one of them needs is not there."""
+    if name not in get_args(TransportName):
         raise ValueError(f"transport {name!r} is not one of {', '.join(get_args(TransportName))}")
-    if "disk" in _WAYS[name]:
+    ways = _DEVICE_WAYS if on_gpu else _WAYS
+    if name not in ways:
+        here, names = ("GPU memory" if on_gpu else "the host's memory"), ", ".join(ways)
+        raise ValueError(f"transport {name!r} cannot fill a KV pool in {here}; set transport to one of {names}")
+    if "disk" in ways[name]:
         check_shared(folder)
-    return _WAYS[name]
+    return ways[name]
+
+
+def landing_in(
+    memory: SharedMemory | DeviceMemory, *, page_bytes: int, faults: Faults | None
+) -> Landing | DeviceLanding:
+    """Where transports bring pages of ours to."""
+    if isinstance(memory, SharedMemory):
+        return Landing(memory.view, page_bytes=page_bytes, faults=faults)
+    from transfer.cuda.landing import DeviceLanding
+
+    return DeviceLanding(memory, page_bytes=page_bytes, faults=faults)
 
 
 def make_transports(ways: Sequence[str], parts: TransportParts) -> list[Transport]:
@@ -68,7 +93,7 @@ def make_transports(ways: Sequence[str], parts: TransportParts) -> list[Transpor
 def _shm(parts: TransportParts) -> Transport:
     return ShmTransport(
         parts.loop,
-        parts.landing,
+        _on_host(parts),
         secret=parts.secret,
         num_threads=parts.num_threads,
         clock=parts.clock,
@@ -77,7 +102,7 @@ def _shm(parts: TransportParts) -> Transport:
 
 
 def _tcp(parts: TransportParts) -> Transport:
-    return TcpTransport(parts.loop, parts.landing, secret=parts.secret, clock=parts.clock, timings=parts.timings)
+    return TcpTransport(parts.loop, _on_host(parts), secret=parts.secret, clock=parts.clock, timings=parts.timings)
 
 
 def _disk(parts: TransportParts) -> Transport:
@@ -85,7 +110,7 @@ def _disk(parts: TransportParts) -> Transport:
 
     assert parts.folder is not None, "checked by `ways_of`"
     return DiskTransport(
-        parts.loop, parts.landing, folder=parts.folder, num_threads=parts.num_threads, clock=parts.clock
+        parts.loop, _on_host(parts), folder=parts.folder, num_threads=parts.num_threads, clock=parts.clock
     )
 
 
@@ -93,7 +118,7 @@ def _mooncake(parts: TransportParts) -> Transport:
     from transfer.mooncake.transport import MooncakeTransport
 
     return MooncakeTransport(
-        parts.loop, parts.landing, ib_device=parts.ib_device, clock=parts.clock, timings=parts.timings
+        parts.loop, _on_host(parts), ib_device=parts.ib_device, clock=parts.clock, timings=parts.timings
     )
 
 
@@ -101,8 +126,21 @@ def _group(backend: BackendName, parts: TransportParts) -> Transport:
     from transfer.dist.transport import GroupTransport
 
     return GroupTransport(
-        backend, parts.loop, parts.landing, secret=parts.secret, clock=parts.clock, timings=parts.timings
+        backend, parts.loop, _on_host(parts), secret=parts.secret, clock=parts.clock, timings=parts.timings
     )
+
+
+def _cuda(parts: TransportParts) -> Transport:
+    from transfer.cuda.landing import DeviceLanding
+    from transfer.cuda.transport import CudaTransport
+
+    assert isinstance(parts.landing, DeviceLanding), "checked by `ways_of`"
+    return CudaTransport(parts.loop, parts.landing, clock=parts.clock, timings=parts.timings)
+
+
+def _on_host(parts: TransportParts) -> Landing:
+    assert isinstance(parts.landing, Landing), "checked by `ways_of`"
+    return parts.landing
 
 
 _MAKERS: Mapping[str, Callable[[TransportParts], Transport]] = {
@@ -112,4 +150,5 @@ _MAKERS: Mapping[str, Callable[[TransportParts], Transport]] = {
     "mooncake": _mooncake,
     "gloo": partial(_group, "gloo"),
     "nccl": partial(_group, "nccl"),
+    "cuda": _cuda,
 }

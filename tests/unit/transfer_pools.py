@@ -116,7 +116,7 @@ class Receiver:
         self, *, page_bytes: int = 4096, num_pages: int = 64, secret: bytes = SECRET, layout: str = LAYOUT, **options
     ) -> None:
         self.page_bytes = page_bytes
-        self.memory = SharedMemory(page_bytes * num_pages)
+        self.memory = options.pop("memory", None) or SharedMemory(page_bytes * num_pages)
         self.fetcher = PageFetcher(memory=self.memory, page_bytes=page_bytes, layout=layout, secret=secret, **options)
         self.results: dict[object, FetchResult] = {}
         self.answers = 0

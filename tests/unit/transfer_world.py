@@ -64,7 +64,7 @@ class World:
         self.peers = peers
         self.clock = FakeClock()
         self.whims = Whims(page_bytes=self.page_bytes)
-        self.memory = SharedMemory(self.page_bytes * OUR_PAGES, prefault=False)
+        self.memory, self.view = self.make_memory(self.page_bytes * OUR_PAGES)
         self.fetcher = PageFetcher(
             memory=self.memory,
             page_bytes=self.page_bytes,
@@ -169,6 +169,11 @@ class World:
 
     # ---- what kinds of worlds differ in -------------------------------------------------------------------------
 
+    def make_memory(self, nbytes: int) -> tuple[Any, memoryview]:
+        """Our pool's, and its bytes."""
+        memory = SharedMemory(nbytes, prefault=False)
+        return memory, memory.view
+
     def checksums(self, pool: Source, sources: Sequence[int], verified: bool) -> list[int]:
         """Those that a fetch is to verify."""
         return pool.checksums(sources) if verified else []
@@ -240,7 +245,7 @@ class World:
             self.whims.held.wait(0.002)
 
     def page(self, page: int) -> bytes:
-        return bytes(self.memory.view[page * self.page_bytes : (page + 1) * self.page_bytes])
+        return bytes(self.view[page * self.page_bytes : (page + 1) * self.page_bytes])
 
     def _on_done(self, result: FetchResult) -> None:
         job, _ = self.running[result.key]
