@@ -22,6 +22,7 @@ from protocol.handshake import PoolShape, RegionTicket
 from protocol.rooms import PeerAddress
 from transfer.choice import TransportName, TransportParts, landing_in, make_transports, ways_of
 from transfer.faults import Faults
+from transfer.int8_codec import Int8Codec
 from transfer.io_loop import IoLoop
 from transfer.jobs import FetchJob, FetchResult, OnDone, PageCopy, Peer, check_job
 from transfer.memory import SharedMemory
@@ -42,7 +43,8 @@ class PageFetcher:
     """Writes into the pages of `memory`, `page_bytes` bytes each; `memory` must outlive it.
 
     `layout` is our pool's fingerprint: pools with an equal one have pages that mean the same. Of others parts of pages
-    can be taken where both tell their `shape`, if the transport asked for can do that (`layout.py`). `num_threads`
+    can be taken where both tell their `shape`, if the transport asked for can do that (`layout.py`). With a `codec` KV
+    comes in 8 bits over TCP, from peers that have one too. `num_threads`
     threads copy within the host, one more serves all sockets. `transport` restricts the choice; `auto` prefers shared
     memory, `disk` takes pages out of `folder`.
     """
@@ -54,6 +56,7 @@ class PageFetcher:
         page_bytes: int,
         layout: str,
         shape: PoolShape | None = None,
+        codec: Int8Codec | None = None,
         secret: bytes,
         num_threads: int = 2,
         transport: TransportName = "auto",
@@ -70,7 +73,9 @@ class PageFetcher:
         if not secret:
             raise ValueError("the cluster secret is empty; peers serve pages only to those who know one")
         ways = ways_of(transport, folder=folder, on_gpu=not isinstance(memory, SharedMemory))
-        self._pool = OurPool(page_bytes=page_bytes, num_pages=memory.nbytes // page_bytes, layout=layout, shape=shape)
+        self._pool = OurPool(
+            page_bytes=page_bytes, num_pages=memory.nbytes // page_bytes, layout=layout, shape=shape, codec=codec
+        )
         self._clock = clock
         self._timings = timings or TransferTimings()
         self._idle = threading.Condition()  # guards all that follows
@@ -116,7 +121,8 @@ class PageFetcher:
         in_range = 0 <= peer.boot < 2**64 and 0 < ticket.num_pages < 2**32 and 0 <= ticket.tcp_port < 2**16
         if not in_range:
             raise ValueError(f"replica {peer} has a ticket out of range: {ticket}")
-        attached = Peer(address=peer, ticket=ticket, cut=cut)
+        coded = self._pool.coded(peer.replica_id, ticket, cut)
+        attached = Peer(address=peer, ticket=ticket, cut=cut, coded=coded)
         with self._idle:
             self._check_open()
             before = self._peers.get(peer)
