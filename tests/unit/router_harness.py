@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level, save_model_folder
 
 from protocol.codec import AnyMessage
+from protocol.control import CacheFlushed, FlushCache
 from protocol.endpoints import LinkServer
 from protocol.link import Link
 from protocol.membership import Member, ReplicaRole
@@ -29,12 +30,14 @@ from protocol.rooms import (
     OpenDecode,
     OpenGenerate,
     OpenPrefill,
+    PromptScores,
     Room,
     RoomFailed,
     StepFrame,
     TokenEvent,
 )
 from protocol.sampling import FinishReason
+from protocol.scoring import PositionScores, Scoring
 from router.app import build_asgi
 from router.config import RouterConfig
 
@@ -64,6 +67,8 @@ class FakeReplica:
     def __init__(self, replica_id: str, role: ReplicaRole, *, automatic: bool = False) -> None:
         self.role = role
         self.automatic = automatic
+        self.busy_rooms = 0
+        """How many rooms are open when its cache is to be flushed."""
         self.aborts: list[Abort] = []
         self.opens: list[Open] = []
         self._queue: asyncio.Queue[Open] = asyncio.Queue()
@@ -141,6 +146,8 @@ class FakeReplica:
         if isinstance(message, Abort):
             self.aborts.append(message)
             link.send(Closed(message.room))
+        elif isinstance(message, FlushCache):
+            link.send(CacheFlushed(message.number, 0 if self.busy_rooms else 7, self.busy_rooms))
         elif isinstance(message, OpenPrefill | OpenDecode | OpenGenerate):
             self.opens.append(message)
             self._queue.put_nowait(message)
@@ -157,6 +164,8 @@ class FakeReplica:
             finish = FinishReason.STOP_TOKEN
         logprob = -0.5 if job.sampling.logprobs is not None else None
         first = len(job.logged)
+        if job.scoring is not None and not isinstance(message, OpenDecode):
+            self.link.send(PromptScores(message.room, scores_of(job.prompt, job.scoring)))
         if isinstance(message, OpenPrefill):
             end = finish if len(tokens) == 1 else None
             self.send(message.room, 0, tokens[0], finish=end, cached=3, choice=job.choice, logprob=logprob)
@@ -165,6 +174,20 @@ class FakeReplica:
             first = 1
         if first < len(tokens):
             self.send(message.room, first, *tokens[first:], finish=finish, cached=7, choice=job.choice, logprob=logprob)
+
+
+def scores_of(prompt: list[int], scoring: Scoring) -> PositionScores:
+    """What an automatic replica says: the logprob of position p is -p, others' are a tenth of their rank less."""
+    positions = range(scoring.start, len(prompt))
+    ranks = range(scoring.top)
+    return PositionScores(
+        first=scoring.start,
+        logprobs=[-float(position) for position in positions],
+        ranks=[position + 1 for position in positions] if scoring.ranks else [],
+        top_tokens=[TEXT_IDS[rank] for _ in positions for rank in ranks],
+        top_logprobs=[-position - rank / 10 for position in positions for rank in ranks],
+        tokens=[-position - token / 1000 for position in positions for token in scoring.tokens],
+    )
 
 
 class Call:
@@ -195,10 +218,10 @@ class Call:
             "asgi": {"version": "3.0"},
             "method": method,
             "scheme": "http",
-            "path": path,
-            "raw_path": path.encode(),
+            "path": path.partition("?")[0],
+            "raw_path": path.partition("?")[0].encode(),
             "root_path": "",
-            "query_string": b"",
+            "query_string": path.partition("?")[2].encode(),
             "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
         }
         self.task = asyncio.create_task(self._run(app, scope))

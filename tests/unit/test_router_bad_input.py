@@ -386,10 +386,23 @@ async def test_tokenize_and_back(router: RouterHarness) -> None:
     many = (await router.post("/tokenize", {"prompt": ["a", "grüße 😀"]}).done()).json
     assert many["tokens"][1] == one["tokens"]
     assert many["count"] == [len(ids) for ids in many["tokens"]]
-    assert (await router.post("/detokenize", {"tokens": one["tokens"]}).done()).json == {"text": "grüße 😀", "prompt": "grüße 😀"}
-    assert (await router.post("/detokenize", {"tokens": many["tokens"]}).done()).json == {"text": ["a", "grüße 😀"]}
+    back = (await router.post("/v1/detokenize", {"tokens": one["tokens"]}).done()).json
+    assert back == {"text": "grüße 😀", "prompt": "grüße 😀"}
+    assert (await router.post("/detokenize", {"tokens": many["tokens"]}).done()).json["text"] == ["a", "grüße 😀"]
     shown = await router.post("/detokenize", {"tokens": one["tokens"], "skip_special_tokens": False}).done()
-    assert shown.json == {"text": "<s>grüße 😀"}
+    assert shown.json["text"] == "<s>grüße 😀"
+    named = (await router.post("/v1/tokenize", {"prompt": "a fox", "return_token_strs": True}).done()).json
+    assert "".join(named["token_strs"]) == "<s>a fox"
+
+
+async def test_a_conversation_is_tokenised_as_chat_would(router: RouterHarness) -> None:
+    prefill, _ = await router.pair(automatic=True)
+    found = (await router.post("/tokenize", {"messages": USER}).done()).json
+    await router.post(CHAT, {"messages": USER, "max_tokens": 1}).done()
+    assert found["tokens"] == prefill.opens[0].job.prompt
+    assert found["count"] == len(found["tokens"])
+    for body in ({}, {"prompt": "a", "messages": USER}, {"messages": []}):
+        assert (await refused(router, "/tokenize", body))["param"] == "prompt"
 
 
 @pytest.mark.parametrize("tokens", [[], ["a"], [-1], [10**9], [1.5], [[1], 2], "a"])
