@@ -135,6 +135,7 @@ def _style(request: ChatRequest, plan: ToolPlan, prompt: ChatPrompt) -> ChatStyl
         reasoning=request.include_reasoning,
         echoed=request.messages[-1].text if request.echo else "",
         usage_event=request.stream_options.include_usage,
+        may_call=bool(names) and family is not None,
         short_call_ids=family is not None and family.short_ids,
         make_reader=make_reader,
     )

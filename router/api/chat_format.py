@@ -34,6 +34,8 @@ class ChatStyle:
     echoed: str
     """What every message begins with: the text that the output continues, if it is wanted."""
     usage_event: bool
+    may_call: bool
+    """Tools may be called: a message of nothing but calls has no content, not even an empty one."""
     short_call_ids: bool
     make_reader: Callable[[], MessageReader]
 
@@ -45,6 +47,8 @@ class _Choice:
         self.output = output
         self.reader = style.make_reader()
         self.calls = 0
+        self.said = False
+        """Some content was sent."""
         self.sent_tokens = 0
         self._seed = f"{token}/{index}"
         self._short = style.short_call_ids
@@ -84,7 +88,10 @@ class ChatFormat:
     def opening(self) -> bytes:
         written = b""
         for index in range(len(self._choices)):
-            chunk = self._chunk(index, {"role": "assistant", "content": self._style.echoed})
+            silent = self._style.may_call and not self._style.echoed
+            begun = {"role": "assistant"} if silent else {"role": "assistant", "content": self._style.echoed}
+            self._choices[index].said = not silent
+            chunk = self._chunk(index, begun)
             if self._style.token_ids:
                 chunk["prompt_token_ids"] = self._prompt_of(index)
             written += event(chunk)
@@ -100,15 +107,17 @@ class ChatFormat:
         for each in events:
             if isinstance(each, Reasoning) and not self._style.reasoning:
                 continue
+            choice.said |= isinstance(each, Content)
             if not extras and isinstance(each, Content | Reasoning):
                 written += self._spliced(index, each)
             else:
                 written += event(self._chunk(index, _change(each, choice), extras=extras))
                 extras = {}
         if extras:
-            written += event(self._chunk(index, {"content": ""}, extras=extras))
+            written += event(self._chunk(index, {}, extras=extras))
         if delta.finish is not None:
-            written += event(self._chunk(index, {}, ending=choice.ending()))
+            rest = {} if choice.said or choice.calls else {"content": ""}
+            written += event(self._chunk(index, rest, ending=choice.ending()))
         return written
 
     def closing(self) -> bytes:

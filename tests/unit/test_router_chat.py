@@ -68,14 +68,15 @@ async def ask(
 
 def joined(call: Call, index: int = 0) -> dict[str, Any]:
     """The choice that a stream's chunks make, as the whole response has it."""
-    message: dict[str, Any] = {"role": "assistant", "content": ""}
+    message: dict[str, Any] = {"role": "assistant", "content": None}
     choice: dict[str, Any] = {"index": index, "message": message, "logprobs": None}
     for chunk in call.events[:-1]:
         for part in chunk["choices"]:
             if part["index"] != index:
                 continue
             delta = part["delta"]
-            message["content"] += delta.get("content") or ""
+            if delta.get("content") is not None:
+                message["content"] = (message["content"] or "") + delta["content"]
             if "reasoning_content" in delta:
                 message["reasoning_content"] = message.get("reasoning_content", "") + delta["reasoning_content"]
             for piece in delta.get("tool_calls", []):
@@ -95,8 +96,6 @@ def joined(call: Call, index: int = 0) -> dict[str, Any]:
                 choice["token_ids"] = choice.get("token_ids", []) + part["token_ids"]
             if part["finish_reason"]:
                 choice |= {key: part[key] for key in ("finish_reason", "matched_stop")}
-    if "tool_calls" in message and not message["content"]:
-        message["content"] = None
     return choice
 
 
@@ -145,6 +144,8 @@ async def test_calls_of_every_family(tmp_path: Path, family: str) -> None:
         prompt = TOKENIZER.decode(job.prompt, skip_special_tokens=False)
         assert json.dumps(TIME["function"], ensure_ascii=False) in prompt
         assert job.sampling.grammar is None
+        choice, _ = await both_ways(router, replica, "", **TOOLS)
+        assert choice["message"] == {"role": "assistant", "content": ""}
         # cut short, it is a call with what there is of its arguments
         cut = text[: text.index("Köln") + 2]
         choice, _ = await both_ways(router, replica, cut, finish=FinishReason.LENGTH, **TOOLS)
