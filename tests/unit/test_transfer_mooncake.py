@@ -65,6 +65,13 @@ def address_of(pool) -> DoorAddress:
     return msgspec.json.decode(pool.ticket.doors["mooncake"], type=DoorAddress)
 
 
+@pytest.fixture
+def any_runs(monkeypatch):
+    """No run of pages is too short."""
+    monkeypatch.setattr("transfer.mooncake.transport._SHORT_RUN_BYTES", 0)
+
+
+@pytest.mark.usefixtures("any_runs")
 def test_pages_arrive_in_their_places_and_nowhere_else(pool):
     source, target = [3, 4, 5, 40, 9, 8, 2047], [10, 11, 12, 0, 50, 51, 33]
     with receiver_of(pool) as receiver:
@@ -76,6 +83,7 @@ def test_pages_arrive_in_their_places_and_nowhere_else(pool):
             assert receiver.page(page) == expected
 
 
+@pytest.mark.usefixtures("any_runs")
 def test_long_fetches_arrive_whole_contiguous_scattered_and_many_at_once(pool):
     scattered = [page * 1031 % 2048 for page in range(2048)]
     with receiver_of(pool) as receiver:
@@ -90,6 +98,20 @@ def test_long_fetches_arrive_whole_contiguous_scattered_and_many_at_once(pool):
         assert receiver.page(65) == pool.page(126)
 
 
+def test_only_copies_of_many_short_runs_go_another_way(pool):
+    with receiver_of(pool) as receiver:
+        runs = {"one": [7, 8, 9], "two long": [*range(70), *range(100, 170)], "two short": [1, 2, 5, 6]}
+        ways = {name: receiver.fetch(pool.address, pages, pages, key=name) for name, pages in runs.items()}
+        assert all(way.ok for way in ways.values())
+        assert {name: way.transport for name, way in ways.items()} == {
+            "one": "mooncake",
+            "two long": "mooncake",
+            "two short": "tcp",
+        }
+        assert receiver.page(6) == pool.page(6)
+
+
+@pytest.mark.usefixtures("any_runs")
 @pytest.mark.parametrize("page_bytes", [1, 1000, 3 << 20])
 def test_any_page_size_works(page_bytes):
     pool = ServedPool(boot=2, page_bytes=page_bytes, num_pages=9, transport="mooncake")
@@ -205,6 +227,7 @@ def test_a_library_that_cannot_start_again_is_left_for_tcp_until_it_can(pool, tm
         assert [receiver.page(page) for page in range(1, 6)] == [pool.page(page) for page in range(1, 6)]
 
 
+@pytest.mark.usefixtures("any_runs")
 def test_a_read_that_fails_retires_the_process_that_ran_it(pool):
     """It may still be writing, so nothing of it is used again."""
     beyond = msgspec.structs.replace(pool.ticket, num_pages=4096)  # a ticket that lies about the pool

@@ -17,6 +17,7 @@ pytestmark = needs_library
 @pytest.fixture
 def pools(monkeypatch):
     monkeypatch.setattr("transfer.mooncake.transport._BLOCK_BYTES", 3 * PAGE)
+    monkeypatch.setattr("transfer.mooncake.transport._SHORT_RUN_BYTES", 0)
     sizes = {"page_bytes": PAGE, "num_pages": SOURCE_PAGES}
     with closing(*(ServedPool(boot=slot, transport="mooncake", **sizes) for slot in SLOTS)) as pools:
         yield {pool.address.boot: pool for pool in pools}
