@@ -31,6 +31,7 @@ _ERROR = {
     },
 }
 _NOTES = frozenset({"title", "description", "default"})
+_BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 _TIMEOUT = {
     "name": "X-Request-Timeout",
     "in": "header",
@@ -135,7 +136,7 @@ def body_schema(model: type[ApiModel], schemas: dict[str, Any]) -> dict[str, Any
 
     Schemas it refers to go into `schemas`.
     """
-    schema = model.model_json_schema(ref_template=_SCHEMAS + "{model}")
+    schema = _in_its_words(model.model_json_schema(ref_template=_SCHEMAS + "{model}"))
     for name, referred in schema.pop("$defs", {}).items():
         schemas[name] = referred
     required = set(schema.get("required", ()))
@@ -148,6 +149,16 @@ def body_schema(model: type[ApiModel], schemas: dict[str, Any]) -> dict[str, Any
     for name, other in model.replaced.items():
         properties[name] = {"enum": [None], "deprecated": True, "description": f"Use {other}"}
     return {**schema, "properties": properties, "additionalProperties": False}
+
+
+def _in_its_words(schema: Any) -> Any:
+    """Bounds under JSON Schema's names: pydantic leaves its own where a field is prepared before it is checked."""
+    if isinstance(schema, list):
+        return [_in_its_words(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    bounded = schema.get("type") in ("integer", "number")
+    return {_BOUNDS.get(name, name) if bounded else name: _in_its_words(value) for name, value in schema.items()}
 
 
 def _or_null(schema: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import pydantic
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from protocol.sampling import SamplingParams
 from router.api.fields import Whole, invalid, shown
@@ -22,10 +22,13 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+_STOP = {"type": "string", "minLength": 1, "maxLength": _MAX_STOP_CHARACTERS}
+_STOPS = {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": _MAX_STOPS}]}
 StopStrings = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=_MAX_STOP_CHARACTERS)]],
     BeforeValidator(_as_list),
     Field(max_length=_MAX_STOPS),
+    WithJsonSchema(_STOPS),
 ]
 
 

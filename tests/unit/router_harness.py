@@ -184,7 +184,7 @@ def scores_of(prompt: list[int], scoring: Scoring) -> PositionScores:
         first=scoring.start,
         logprobs=[-float(position) for position in positions],
         ranks=[position + 1 for position in positions] if scoring.ranks else [],
-        top_tokens=[TEXT_IDS[rank] for _ in positions for rank in ranks],
+        top_tokens=[TEXT_IDS[rank % len(TEXT_IDS)] for _ in positions for rank in ranks],
         top_logprobs=[-position - rank / 10 for position in positions for rank in ranks],
         tokens=[-position - token / 1000 for position in positions for token in scoring.tokens],
     )

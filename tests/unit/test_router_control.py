@@ -148,9 +148,9 @@ async def test_a_replica_that_is_lost_during_a_flush_has_not_answered(router: Ro
     assert (await call.done()).status == 400
 
 
-@pytest.mark.parametrize("timeout", ["soon", "-1", "nan", "inf"])
-async def test_a_timeout_that_is_no_time_is_refused(router: RouterHarness, timeout: str) -> None:
-    call = await router.get(f"/flush_cache?timeout={timeout}").done()
+@pytest.mark.parametrize("given", ["soon", "-1", "nan", "inf"])
+async def test_a_timeout_that_is_no_time_is_refused(router: RouterHarness, given: str) -> None:
+    call = await router.get(f"/flush_cache?timeout={given}").done()
     assert (call.status, call.json["error"]["param"]) == (400, "timeout")
 
 
