@@ -103,6 +103,11 @@ class FakeCuda:
             raise CudaError("cuMemcpyAsync: out of memory (2)")
         self._streams[stream].append((target, source, nbytes))
 
+    def copy_now(self, target: int, source: int, nbytes: int) -> None:
+        self._check()
+        assert self._may_touch(source, nbytes) or self._may_touch(target, nbytes)
+        ctypes.memmove(target, source, nbytes)
+
     def new_event(self) -> int:
         event = next(self.machine.numbers)
         self._events[event] = (0, 0)
@@ -153,7 +158,7 @@ class GpuPool:
         self.page_bytes = page_bytes
         self.memory = DeviceMemory(FakeCuda(machine, gpu=gpu), page_bytes * num_pages)
         self.content = pattern(boot, page_bytes * num_pages).tobytes()
-        ctypes.memmove(self.memory.address, self.content, len(self.content))
+        self.memory.write(0, bytearray(self.content))
         door = CudaDoor(self.memory)
         self.address = PeerAddress(f"replica-{boot}", boot, "127.0.0.1", 1)
         self.ticket = device_ticket(door, num_pages=num_pages, page_bytes=page_bytes, layout=LAYOUT)
@@ -165,7 +170,7 @@ class GpuPool:
         return page_checksums(memoryview(self.content), self.page_bytes, pages)
 
     def is_unchanged(self) -> bool:
-        return ctypes.string_at(self.memory.address, len(self.content)) == self.content
+        return self.memory.read(0, len(self.content)) == self.content
 
 
 def view_of(memory: DeviceMemory) -> memoryview:

@@ -10,7 +10,7 @@ import pytest
 from fake_cuda import FakeCuda, GpuPool, Machine, view_of
 from transfer_pools import LAYOUT, SECRET, WAIT_S, FakeClock, Gate, Receiver, ServedPool, closing
 from transfer_schedules import run_schedules, unharmed
-from transfer_world import PAGE, SLOTS, SOURCE_PAGES, LawBroken, World
+from transfer_world import PAGE, SLOTS, SOURCE_PAGES, World
 
 from transfer.choice import ways_of
 from transfer.cuda.door import CudaDoor, DoorAddress, read_address
@@ -32,7 +32,7 @@ class GpuReceiver(Receiver):
         )
 
     def page(self, page: int) -> bytes:
-        return ctypes.string_at(self.memory.address + page * self.page_bytes, self.page_bytes)
+        return bytes(self.memory.read(page * self.page_bytes, self.page_bytes))
 
 
 @pytest.fixture
@@ -185,6 +185,9 @@ def test_memory_that_was_exported_stays_until_the_process_ends(machine):
     assert list(machine.memories) == [shared.address]
     with pytest.raises(ValueError, match="device memory of 0 bytes"):
         DeviceMemory(cuda, 0)
+    for start, nbytes in ((4095, 2), (-1, 1), (0, 0)):
+        with pytest.raises(ValueError, match=r"of a device memory of 4096 bytes"):
+            shared.read(start, nbytes)
 
 
 def test_each_kind_of_pool_has_its_ways(machine):
@@ -241,5 +244,5 @@ def test_an_answer_before_the_last_byte_is_found(machine, monkeypatch):
 
     monkeypatch.setattr("transfer.cuda.stream.PageStream.landed", hasty)
     pools = {slot: GpuPool(machine, boot=slot, page_bytes=PAGE, num_pages=SOURCE_PAGES) for slot in SLOTS}
-    with pytest.raises(LawBroken, match=r"called right|while nobody's"):
+    with pytest.raises(AssertionError, match=r"called right|while nobody's|ends with work to do"):
         run_schedules(lambda choose: GpuWorld(machine, pools), 100)

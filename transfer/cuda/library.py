@@ -63,6 +63,9 @@ class Cuda(Protocol):
     def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
         """Begin a copy, between whatever memories."""
 
+    def copy_now(self, target: int, source: int, nbytes: int) -> None:
+        """A whole copy, after all that the default stream has to do."""
+
     def new_event(self) -> int: ...
 
     def end_event(self, event: int) -> None: ...
@@ -143,6 +146,9 @@ class CudaDriver:
             ctypes.c_size_t(nbytes),
             ctypes.c_void_p(stream),
         )
+
+    def copy_now(self, target: int, source: int, nbytes: int) -> None:
+        self._here("cuMemcpy", ctypes.c_uint64(target), ctypes.c_uint64(source), ctypes.c_size_t(nbytes))
 
     def new_event(self) -> int:
         return self._made("cuEventCreate", ctypes.c_uint(_EVENT_WITHOUT_TIME))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 from transfer.cuda.library import Cuda
@@ -29,6 +30,18 @@ class DeviceMemory:
         self._exported = True
         return self.cuda.export(self.address)
 
+    def read(self, start: int, nbytes: int) -> bytearray:
+        """A copy of these bytes. What other streams than the default one have written must have been waited for."""
+        self._check(start, nbytes)
+        data = bytearray(nbytes)
+        self.cuda.copy_now(_address_of(data), self.address + start, nbytes)
+        return data
+
+    def write(self, start: int, data: bytearray) -> None:
+        """Put `data` at `start`."""
+        self._check(start, len(data))
+        self.cuda.copy_now(self.address + start, _address_of(data), len(data))
+
     def close(self) -> None:
         """Give it back, unless somebody may have mapped it."""
         if not (self._closed or self._exported):
@@ -38,3 +51,11 @@ class DeviceMemory:
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {"shape": (self.nbytes,), "typestr": "|u1", "data": (self.address, False), "version": 3}
+
+    def _check(self, start: int, nbytes: int) -> None:
+        if not 0 < nbytes <= self.nbytes - start <= self.nbytes:
+            raise ValueError(f"bytes {start} to {start + nbytes} of a device memory of {self.nbytes} bytes")
+
+
+def _address_of(data: bytearray) -> int:
+    return ctypes.addressof((ctypes.c_ubyte * len(data)).from_buffer(data))
