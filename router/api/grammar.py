@@ -12,9 +12,12 @@ from pydantic import Field
 
 from protocol.sampling import Grammar, GrammarKind
 from router.api.fields import ApiModel, invalid, shown
+from router.schema import SchemaError, enforceable
 
 _MAX_BYTES = 256 << 10
 _MAX_CHOICES = 2048
+_MAX_WORDS = 300
+"""Characters of what is said about a schema, which can quote it."""
 
 Choices = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=_MAX_CHOICES)]
 
@@ -84,7 +87,19 @@ def schema_grammar(schema: Any, *, field: str, strict: bool = True) -> Grammar:
     """The grammar of a JSON schema; raises `ApiError` (400) naming `field`."""
     if not isinstance(schema, dict | bool):
         raise invalid(field, f"{shown(schema)} is no JSON schema; give an object")
-    return _bounded("json_schema", _json(schema), field)
+    return _bounded("json_schema", _json(enforced(schema, field=field, strict=strict)), field)
+
+
+def enforced(schema: Any, *, field: str, strict: bool = True) -> Any:
+    """The schema as a grammar enforces it; raises `ApiError` (400) naming `field`.
+
+    What no grammar can enforce is refused if `strict`, else left out.
+    """
+    _bounded("json_schema", _json(schema), field)
+    try:
+        return enforceable(schema, strict=strict)
+    except SchemaError as error:
+        raise invalid(field, str(error)[:_MAX_WORDS]) from error
 
 
 def response_format_grammars(value: Any) -> list[Grammar]:
@@ -121,7 +136,20 @@ def _structural_tag(value: Any, field: str) -> list[Grammar]:
     tag = _parsed(value, field)
     if not isinstance(tag, dict):
         raise invalid(field, f"{shown(tag)} is no structural tag; give an object")
-    return [_bounded("structural_tag", _json(tag), field)]
+    return [_bounded("structural_tag", _json(_enforced_within(tag, field)), field)]
+
+
+def _enforced_within(part: Any, field: str) -> Any:
+    """A structural tag with every schema in it as a grammar enforces it."""
+    if isinstance(part, list):
+        return [_enforced_within(each, f"{field}[{index}]") for index, each in enumerate(part)]
+    if not isinstance(part, dict):
+        return part
+    holds = "json_schema" if part.get("type") == "json_schema" else "schema" if "begin" in part else ""
+    return {
+        key: enforced(value, field=f"{field}.{key}") if key == holds else _enforced_within(value, f"{field}.{key}")
+        for key, value in part.items()
+    }
 
 
 def _choice(value: list[str] | None, field: str) -> list[Grammar]:

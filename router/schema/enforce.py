@@ -1,0 +1,274 @@
+"""From a schema as clients write it to one that a grammar enforces whole.
+
+The result allows nothing that the schema forbids, and less than it allows in places: objects have no properties but
+those named unless the schema says something of others, and a part without a type gets the one its keywords are about.
+Definitions are gathered under `$defs`, where references point.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from router.schema.errors import SchemaError, UnsatisfiableError
+from router.schema.exclusive import are_exclusive
+from router.schema.merge import merged
+from router.schema.numbers import enforceable_number
+from router.schema.references import References
+from router.schema.strings import enforceable_string
+from router.schema.values import listed
+from router.schema.words import ARRAY, OBJECT, OF_TYPE, UNENFORCEABLE, VALUES, Schema, stripped, types_of
+
+_MOST_DEEP = 64
+_ANY_TYPE = ("object", "array", "string", "number")
+
+
+def enforceable(schema: Any, *, strict: bool) -> Schema:
+    """The schema for the grammar compiler; raises `SchemaError` for what cannot be enforced.
+
+    Where it is not `strict`, keywords that no grammar can enforce are left out instead.
+    """
+    try:
+        return _Pass(schema, strict=strict).result()
+    except (TypeError, ValueError, AttributeError, KeyError, re.error) as error:
+        if isinstance(error, SchemaError):
+            raise
+        raise SchemaError("", f"it is no valid JSON schema: {error}") from error
+
+
+class _Pass:
+    """One walk over one schema."""
+
+    def __init__(self, root: Any, *, strict: bool) -> None:
+        self._root = root
+        self._strict = strict
+        self._references = References(root)
+        self._names: dict[str, str] = {}
+        """Name under `$defs` of each reference met."""
+        self._definitions: dict[str, Any] = {}
+
+    def result(self) -> Schema:
+        root = self._part(self._root, "", 0)
+        if root is False:
+            raise UnsatisfiableError("", "it allows no value")
+        whole: Schema = {} if root is True else dict(root)
+        if self._definitions:
+            whole["$defs"] = self._definitions
+        return whole
+
+    def _part(self, schema: Any, where: str, depth: int) -> Any:
+        """The enforceable form of one part: a schema, or false."""
+        if isinstance(schema, bool):
+            return {} if schema else False
+        if not isinstance(schema, dict):
+            raise SchemaError(where, "it is no schema; give an object")
+        if depth > _MOST_DEEP:
+            raise SchemaError(where, f"it is more than {_MOST_DEEP} levels deep; make it flatter")
+        schema = _of_today(stripped(schema))
+        if "$ref" in schema:
+            return self._reference(schema, where, depth)
+        if "allOf" in schema:
+            rest: Any = _without(schema, "allOf")
+            for index, branch in enumerate(schema["allOf"]):
+                rest = merged(rest, branch, f"{where}/allOf/{index}", self._resolved)
+            return self._part(rest, where, depth + 1)
+        schema = self._enforced_only(schema, where)
+        if "anyOf" in schema or "oneOf" in schema:
+            return self._alternatives(schema, where, depth)
+        if any(key in schema for key in VALUES):
+            return {"enum": listed(schema, where)}
+        return self._typed(schema, where, depth)
+
+    def _reference(self, schema: Schema, where: str, depth: int) -> Any:
+        beside = _without(schema, "$ref")
+        reference = schema["$ref"]
+        target = self._references.target(reference, where)
+        if beside:
+            return self._part(merged(target, beside, where, self._resolved), where, depth + 1)
+        if reference not in self._names:
+            name = self._names[reference] = f"d{len(self._names)}"
+            self._definitions[name] = {}
+            part = self._part(target, reference.removeprefix("#"), depth + 1)
+            if part is False:
+                raise UnsatisfiableError(where, f"{reference} allows no value")
+            self._definitions[name] = part
+        return {"$ref": f"#/$defs/{self._names[reference]}"}
+
+    def _resolved(self, schema: Any, where: str) -> Any:
+        """A schema with its own reference replaced by what that names."""
+        for _ in range(_MOST_DEEP):
+            if not isinstance(schema, dict) or "$ref" not in schema:
+                return schema
+            beside = stripped(_without(schema, "$ref"))
+            target = self._references.target(schema["$ref"], where)
+            schema = merged(target, beside, where, self._resolved) if beside else target
+        raise SchemaError(where, "its references go round in a circle")
+
+    def _made(self, schema: Any, where: str) -> Any:
+        """As `_resolved`, for parts that are enforceable already."""
+        while isinstance(schema, dict) and "$ref" in schema:
+            schema = self._definitions[schema["$ref"].removeprefix("#/$defs/")]
+        return schema
+
+    def _enforced_only(self, schema: Schema, where: str) -> Schema:
+        for key in UNENFORCEABLE:
+            if key not in schema or _asks_nothing(key, schema):
+                continue
+            if self._strict:
+                raise SchemaError(where, f"{key} cannot be enforced by a grammar; leave it out, or do without strict")
+        return {key: value for key, value in schema.items() if key not in {*UNENFORCEABLE, "then", "else"}}
+
+    def _alternatives(self, schema: Schema, where: str, depth: int) -> Any:
+        if "anyOf" in schema and "oneOf" in schema:
+            raise SchemaError(where, "anyOf and oneOf stand side by side; put one of them within the other")
+        key = "anyOf" if "anyOf" in schema else "oneOf"
+        beside = _without(schema, key)
+        parts = []
+        why: SchemaError | None = None
+        for index, branch in enumerate(schema[key]):
+            place = f"{where}/{key}/{index}"
+            try:
+                whole = merged(beside, branch, place, self._resolved) if beside else branch
+                part = self._part(whole, place, depth + 1)
+            except UnsatisfiableError as error:
+                why = error
+                continue
+            if part is not False:
+                parts.append(part)
+        if not parts:
+            raise why or UnsatisfiableError(where, f"{key} allows no value")
+        if key == "oneOf" and self._strict and not are_exclusive(parts, self._made):
+            raise SchemaError(where, "oneOf has branches that may match at once, which no grammar can tell; use anyOf")
+        return parts[0] if len(parts) == 1 else {"anyOf": parts}
+
+    def _typed(self, schema: Schema, where: str, depth: int) -> Any:
+        names = types_of(schema)
+        if names is None:
+            about = [name for name in _ANY_TYPE if any(key in schema for key in OF_TYPE[name])]
+            if not about:
+                return {}
+            names = about
+        if len(names) > 1:
+            apart = [self._of_type(name, schema, where, depth) for name in dict.fromkeys(names)]
+            return {"anyOf": apart}
+        return self._of_type(names[0], schema, where, depth)
+
+    def _of_type(self, name: str, schema: Schema, where: str, depth: int) -> Schema:
+        match name:
+            case "string":
+                return {"type": "string", **self._string(schema, where)}
+            case "integer" | "number":
+                try:
+                    return enforceable_number(name, schema, where)
+                except UnsatisfiableError:
+                    raise
+                except SchemaError:
+                    if self._strict:
+                        raise
+                    return enforceable_number(name, _without(schema, "multipleOf"), where)
+            case "array":
+                return self._array({key: schema[key] for key in ARRAY if key in schema}, where, depth)
+            case "object":
+                return self._object({key: schema[key] for key in OBJECT if key in schema}, where, depth)
+            case "boolean" | "null":
+                return {"type": name}
+            case _:
+                raise SchemaError(where, f"type {name!r} is none of JSON's; those are {', '.join(OF_TYPE)}")
+
+    def _string(self, schema: Schema, where: str) -> Schema:
+        try:
+            return enforceable_string(schema, where)
+        except UnsatisfiableError:
+            raise
+        except SchemaError:
+            if self._strict:
+                raise
+            return enforceable_string(_without(schema, "pattern"), where)
+
+    def _array(self, schema: Schema, where: str, depth: int) -> Schema:
+        made: Schema = {"type": "array"}
+        first = [
+            self._part(item, f"{where}/prefixItems/{index}", depth + 1)
+            for index, item in enumerate(schema.get("prefixItems", []))
+        ]
+        if first:
+            made["prefixItems"] = first
+        default = not first or schema.get("minItems", 0) > len(first)
+        made["items"] = self._part(
+            schema.get("items", schema.get("unevaluatedItems", default)), f"{where}/items", depth + 1
+        )
+        made |= {key: schema[key] for key in ("minItems", "maxItems") if key in schema}
+        if made.get("minItems", 0) > made.get("maxItems", made.get("minItems", 0)):
+            raise UnsatisfiableError(where, "minItems is more than maxItems")
+        return made
+
+    def _object(self, schema: Schema, where: str, depth: int) -> Schema:
+        made: Schema = {"type": "object"}
+        others = schema.get("additionalProperties", schema.get("unevaluatedProperties"))
+        required = list(dict.fromkeys(schema.get("required", [])))
+        named = dict(schema.get("properties", {}))
+        patterns = {
+            pattern: self._part(part, f"{where}/patternProperties/{pattern}", depth + 1)
+            for pattern, part in schema.get("patternProperties", {}).items()
+        }
+        for name in required:
+            if name not in named and any(re.search(pattern, name) for pattern in patterns):
+                raise SchemaError(where, f"required {name!r} is only in patternProperties; name it in properties")
+            named.setdefault(name, True if others is None else others)
+        properties = {}
+        for name, part in named.items():
+            if any(re.search(pattern, name) for pattern in patterns):
+                raise SchemaError(where, f"property {name!r} matches patternProperties too, which cannot be enforced")
+            whole = self._part(part, f"{where}/properties/{name}", depth + 1)
+            if whole is not False:
+                properties[name] = whole
+            elif name in required:
+                raise UnsatisfiableError(where, f"required {name!r} is allowed no value")
+        if properties or "properties" in schema:
+            made["properties"] = properties
+        if required:
+            made["required"] = required
+        if patterns:
+            made["patternProperties"] = patterns
+        if others is not None:
+            made["additionalProperties"] = self._part(others, f"{where}/additionalProperties", depth + 1)
+        if "propertyNames" in schema:
+            made |= self._names_of(schema["propertyNames"], properties, where, depth)
+        return made | {key: schema[key] for key in ("minProperties", "maxProperties") if key in schema}
+
+    def _names_of(self, rule: Any, properties: Schema, where: str, depth: int) -> Schema:
+        part = self._part({"type": "string"} if rule is True else rule, f"{where}/propertyNames", depth + 1)
+        if properties:
+            if self._strict:
+                raise SchemaError(where, "propertyNames cannot be enforced beside properties; leave it out")
+            return {}
+        return {"propertyNames": part}
+
+
+def _without(schema: Schema, key: str) -> Schema:
+    return {name: value for name, value in schema.items() if name != key}
+
+
+def _of_today(schema: Schema) -> Schema:
+    """Keywords of older drafts in today's."""
+    if isinstance(schema.get("items"), list):
+        schema = {**schema, "prefixItems": schema["items"], "items": schema.get("additionalItems", True)}
+    for exclusive, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+        if isinstance(schema.get(exclusive), bool):
+            excluded = schema[exclusive]
+            schema = _without(schema, exclusive)
+            if excluded and bound in schema:
+                schema = {**_without(schema, bound), exclusive: schema[bound]}
+    return _without(schema, "additionalItems")
+
+
+def _asks_nothing(key: str, schema: Schema) -> bool:
+    match key:
+        case "uniqueItems":
+            return not schema[key] or schema.get("maxItems", 2) <= 1
+        case "if":
+            return "then" not in schema and "else" not in schema
+        case "minContains" | "maxContains":
+            return "contains" not in schema
+        case _:
+            return schema[key] in ({}, []) and key.startswith("depend")
