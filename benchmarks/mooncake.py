@@ -3,14 +3,13 @@
     python -m benchmarks.mooncake [--write]
 
 A process of its own plays the peer. The library's own number is its blocking read of one span of as many bytes, in this
-process and into private memory. Every round measures all ways one after the other; the table shows medians over the
-rounds, and shares as medians of the rounds' own shares.
+process and into private memory. Scattered pages of a size that costs too much there go by our own TCP, which is what
+`transport: mooncake` does. The ways take turns; the table shows medians, and shares as medians of the rounds' own.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -22,11 +21,11 @@ from functools import partial
 import msgspec
 import numpy as np
 
+from benchmarks.pages import ADDRESS, BOOT, LAYOUT, SECRET, contiguous, human, scattered
 from benchmarks.report import Report, Table, add_report_options, finish
+from benchmarks.rounds import Ways, measure
 from benchmarks.timed_fetch import timed_fetch
-from benchmarks.transfer import contiguous, human, scattered
 from protocol.handshake import RegionTicket
-from protocol.rooms import PeerAddress
 from transfer.checksum import page_checksums
 from transfer.fetcher import FetchJob, PageFetcher
 from transfer.memory import SharedMemory
@@ -34,11 +33,6 @@ from transfer.mooncake.door import MooncakeDoor
 from transfer.mooncake.library import new_engine
 from transfer.mooncake.messages import DoorAddress
 from transfer.server import PageServer
-
-SECRET = os.urandom(16)
-LAYOUT = "benchmark"
-BOOT = 1
-ADDRESS = PeerAddress("peer", BOOT, "127.0.0.1", 1)
 
 
 class PeerReady(msgspec.Struct):
@@ -95,12 +89,15 @@ class Receiver:
             raise RuntimeError("the library's own read failed")
         return time.perf_counter() - begin
 
-    def fetch(self, pages: tuple[list[int], list[int]], *, verified: bool = False) -> float:
-        """Seconds from the call of `fetch` to that of `on_done`. Raises `RuntimeError` when mooncake did not do it."""
+    def fetch(
+        self, pages: tuple[list[int], list[int]], *, verified: bool = False, transport: str = "mooncake"
+    ) -> float:
+        """Seconds from the call of `fetch` to that of `on_done`. Raises `RuntimeError` when another than `transport`
+        did it."""
         source, target = pages
         checksums = [self.checksums[page] for page in source] if verified else []
         job = FetchJob(key=0, peer=ADDRESS, source_pages=source, target_pages=target, checksums=checksums)
-        return timed_fetch(self.fetcher, job, transport="mooncake")
+        return timed_fetch(self.fetcher, job, transport=transport)
 
     def close(self) -> None:
         self.fetcher.close()
@@ -122,31 +119,27 @@ def peer(page_bytes: int, num_pages: int) -> Iterator[PeerReady]:
 
 
 def bandwidth(receiver: Receiver, sizes: Sequence[int], *, rounds: int) -> Table:
-    columns = ["bytes", "library GB/s", "contiguous GB/s", "share", "verified GB/s", "scattered GB/s", "of contiguous"]
-    table = Table(title="bandwidth, and shares of the library's own contiguous read", columns=columns)
+    columns = ["bytes", "library", "contiguous", "of library", "verified", "of library", "scattered", "of contiguous"]
+    table = Table(title="bandwidth in GB/s; the library's own read is of one span", columns=columns)
     num_pages = len(receiver.checksums)
     for nbytes in sizes:
         count = nbytes // receiver.page_bytes
-        ways: dict[str, Callable[[], float]] = {
+        ways: Ways = {
             "library": partial(receiver.library_read, count),
             "contiguous": partial(receiver.fetch, contiguous(count, num_pages)),
             "verified": partial(receiver.fetch, contiguous(count, num_pages), verified=True),
-            "scattered": partial(receiver.fetch, scattered(count, num_pages)),
+            "scattered": partial(receiver.fetch, scattered(count, num_pages), transport="tcp"),
         }
-        for way in ways.values():
-            way()  # first touches
-        seconds = [{name: way() for name, way in ways.items()} for _ in range(rounds)]
-        speed = {name: nbytes / statistics.median(row[name] for row in seconds) / 1e9 for name in ways}
-        share = statistics.median(row["library"] / row["contiguous"] for row in seconds)
-        of_contiguous = statistics.median(row["contiguous"] / row["scattered"] for row in seconds)
+        moved = measure(nbytes, ways, rounds=rounds)
         table.add(
             human(nbytes),
-            speed["library"],
-            speed["contiguous"],
-            f"{share:.0%}",
-            speed["verified"],
-            speed["scattered"],
-            f"{of_contiguous:.0%}",
+            moved.speed("library"),
+            moved.speed("contiguous"),
+            moved.share("contiguous", "library"),
+            moved.speed("verified"),
+            moved.share("verified", "library"),
+            moved.speed("scattered"),
+            moved.share("scattered", "contiguous"),
         )
     return table
 

@@ -10,11 +10,10 @@ themselves, which is what `transfer/dist` avoids, and so it saves one copy of al
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -25,9 +24,10 @@ import numpy as np
 import torch
 from torch._C._distributed_c10d import TCPStore
 
+from benchmarks.pages import ADDRESS, BOOT, LAYOUT, SECRET, contiguous, human, scattered
 from benchmarks.report import Report, Table, add_report_options, finish
+from benchmarks.rounds import Ways, measure
 from benchmarks.timed_fetch import timed_fetch
-from benchmarks.transfer import ADDRESS, BOOT, LAYOUT, SECRET, contiguous, human, scattered
 from protocol.handshake import RegionTicket
 from transfer.checksum import page_checksums
 from transfer.doors import DoorParts, open_doors
@@ -134,11 +134,11 @@ def fetch(fetcher: PageFetcher, source: Sequence[int], target: Sequence[int], ch
     return timed_fetch(fetcher, job, transport="gloo")
 
 
-def measure(ready: PeerReady, sizes: list[int], *, rounds: int) -> Table:
+def groups(ready: PeerReady, sizes: list[int], *, rounds: int) -> Table:
     """A row for each size."""
     ticket, size = ready.ticket, ready.ticket.page_bytes
-    columns = ["bytes", "plain gloo GB/s", "pages GB/s", "share", "scattered GB/s", "share", "verified GB/s", "share"]
-    table = Table(title=f"bandwidth, pages of {size >> 10} KB", columns=columns)
+    columns = ["bytes", "plain gloo", "pages", "of plain", "verified", "of plain", "scattered", "of contiguous"]
+    table = Table(title=f"bandwidth in GB/s, pages of {size >> 10} KB", columns=columns)
     with SharedMemory(ticket.num_pages * size) as memory:
         store = TCPStore("127.0.0.1", ready.store_port, is_master=False, timeout=_TIMEOUT)
         plain = PlainGloo(memory, store, 1)
@@ -154,21 +154,23 @@ def measure(ready: PeerReady, sizes: list[int], *, rounds: int) -> Table:
         for nbytes in sizes:
             straight, mixed = (choose(nbytes // size, ticket.num_pages) for choose in (contiguous, scattered))
             checksums = [ready.checksums[page] for page in straight[0]]
-            ways: list[Callable[[], float]] = [
-                partial(plain.take, nbytes),
-                partial(fetch, fetcher, *straight, []),
-                partial(fetch, fetcher, *mixed, []),
-                partial(fetch, fetcher, *straight, checksums),
-            ]
-            for way in ways:
-                way()  # first touches, and the group
-            seconds = [[way() for way in ways] for _ in range(rounds)]
-            cells: list[str | float] = []
-            for index in range(len(ways)):
-                cells.append(nbytes / statistics.median(row[index] for row in seconds) / 1e9)
-                if index:
-                    cells.append(f"{statistics.median(row[0] / row[index] for row in seconds):.0%}")
-            table.add(human(nbytes), *cells)
+            ways: Ways = {
+                "plain": partial(plain.take, nbytes),
+                "pages": partial(fetch, fetcher, *straight, []),
+                "verified": partial(fetch, fetcher, *straight, checksums),
+                "scattered": partial(fetch, fetcher, *mixed, []),
+            }
+            moved = measure(nbytes, ways, rounds=rounds)
+            table.add(
+                human(nbytes),
+                moved.speed("plain"),
+                moved.speed("pages"),
+                moved.share("pages", "plain"),
+                moved.speed("verified"),
+                moved.share("verified", "plain"),
+                moved.speed("scattered"),
+                moved.share("scattered", "pages"),
+            )
         fetcher.close()
         plain.take(0)
     return table
@@ -189,7 +191,7 @@ def main() -> None:
     page_bytes = options.page_kb << 10
     sizes = [size for size in (64 << 10, 1 << 20, 16 << 20, 64 << 20, 256 << 20) if size <= options.max_mb << 20]
     with peer(page_bytes, max(sizes) // page_bytes) as ready:
-        table = measure(ready, sizes, rounds=options.rounds)
+        table = groups(ready, sizes, rounds=options.rounds)
     report = Report(
         name="process-groups",
         purpose="Pages moved through gloo's process groups, against gloo's own send and receive of one span.",
