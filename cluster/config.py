@@ -82,10 +82,11 @@ class ReplicaSection(Section):
 class TransferSection(Section):
     """How KV pages move from prefill to decode."""
 
-    transport: Literal["auto", "shm", "tcp", "mooncake", "gloo", "nccl", "disk"] = "auto"
+    transport: Literal["auto", "shm", "tcp", "mooncake", "gloo", "nccl", "disk", "cuda"] = "auto"
     """`auto`: shared memory within a host, TCP between hosts. `mooncake`: mooncake-transfer-engine, TCP where that
     fails; it lets anybody who reaches its ports read pages. `gloo`, `nccl`: torch.distributed, TCP where that fails.
-    `disk`: by way of `folder`."""
+    `disk`: by way of `folder`. `cuda`: CUDA IPC between GPUs of one host, where models run on them; Ray must then be
+    started with RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES=1."""
     checksum: bool = True
     wire_dtype: Literal["auto", "int8"] = "auto"
     """Of KV on its way between hosts; `auto`: as it is stored. `int8` moves about half of bfloat16's bytes, and what
@@ -218,6 +219,15 @@ class ClusterConfig(Section):
     secret: SecretStr | None = None
     """What members of this cluster prove to each other. Better given by the environment variable PD_CLUSTER_SECRET;
     made anew for every deployment when neither is set."""
+
+    @model_validator(mode="after")
+    def _cuda_finds_pools_on_gpus(self) -> ClusterConfig:
+        if self.transfer.transport == "cuda" and self.model.device != "cuda":
+            raise ValueError(
+                f"transport is 'cuda' and model.device {self.model.device!r}, but CUDA IPC moves pages between pools in "
+                "GPU memory; set transport to auto, shm or tcp"
+            )
+        return self
 
     @model_validator(mode="after")
     def _transport_takes_parts_of_pages(self) -> ClusterConfig:

@@ -155,6 +155,12 @@ def test_pools_may_have_pages_of_their_own_size_where_the_transport_takes_parts_
     ClusterConfig(page_size=32, decode={"page_size": 32}, transfer={"transport": "gloo"})
 
 
+def test_cuda_ipc_is_refused_where_models_run_on_the_cpu() -> None:
+    with pytest.raises(ValueError, match=r"pools in GPU memory; set transport to auto, shm or tcp"):
+        ClusterConfig(transfer={"transport": "cuda"})
+    ClusterConfig(model={"device": "cuda"}, transfer={"transport": "cuda"})
+
+
 @pytest.mark.parametrize("transport", ["shm", "gloo", "mooncake"])
 def test_a_wire_type_that_would_have_no_effect_is_refused(transport: str) -> None:
     with pytest.raises(ValueError, match=f"transport '{transport}' moves KV as it is stored; set transport to auto or"):
