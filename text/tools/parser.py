@@ -10,6 +10,10 @@ from text.message_events import Event, merged
 from text.tools.source import Sink, Source, Steps
 
 
+_BLOCK = 512
+"""Characters read at a time: a parser may go over what it has before it again and again."""
+
+
 class Read(Protocol):
     """How a family's calls are read: a generator that runs to the end of the text."""
 
@@ -30,8 +34,9 @@ class ToolParser:
 
     def feed(self, text: str) -> list[Event]:
         """What the next piece of text settles."""
-        self._source.append(text)
-        next(self._steps)
+        for start in range(0, len(text), _BLOCK):
+            self._source.append(text[start : start + _BLOCK])
+            next(self._steps)
         return merged(self._sink.drain())
 
     def finish(self) -> list[Event]:
