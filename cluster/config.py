@@ -224,8 +224,8 @@ class ClusterConfig(Section):
     def _cuda_finds_pools_on_gpus(self) -> ClusterConfig:
         if self.transfer.transport == "cuda" and self.model.device != "cuda":
             raise ValueError(
-                f"transport is 'cuda' and model.device {self.model.device!r}, but CUDA IPC moves pages between pools in "
-                "GPU memory; set transport to auto, shm or tcp"
+                f"transport is 'cuda' and model.device {self.model.device!r}, but CUDA IPC moves pages between pools "
+                "in GPU memory; set transport to auto, shm or tcp"
             )
         return self
 
