@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from router.api.chat_tools import FunctionTool, ToolPlan
+from router.api.grammar import enforced
 from text.tools.families import CallForm
 
 Format = dict[str, Any]
@@ -68,7 +69,10 @@ class CallFormats:
         return [self._call(each, strict=strict or bool(each.strict)) for each in self._plan.callable]
 
     def _call(self, tool: FunctionTool, *, strict: bool) -> Format:
-        arguments = json_format(tool.schema_) if strict else ANY_OBJECT
+        arguments = ANY_OBJECT
+        if strict:
+            field = f"tools.{tool.name}.parameters"
+            arguments = json_format(enforced(tool.schema_, field=field, strict=bool(tool.strict)))
         form = self._form
         return tag(form.before + tool.name + form.between, arguments, form.after, self._specials)
 

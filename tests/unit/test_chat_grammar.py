@@ -209,7 +209,7 @@ def test_no_grammar_where_nothing_is_promised() -> None:
     ("wanted", "plan", "param"),
     [
         (Grammar(kind="structural_tag", text='{"structures": []}', field="structural_tag"), BOTH, "structural_tag"),
-        (None, (FunctionTool(name="f", parameters={"description": "x" * 300_000}, strict=True),), "tools"),
+        (None, (FunctionTool(name="f", parameters={"description": "x" * 300_000}, strict=True),), "tools.f.parameters"),
     ],
 )
 def test_what_cannot_be_promised_is_refused(wanted: Grammar | None, plan: Any, param: str) -> None:
