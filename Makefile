@@ -1,5 +1,5 @@
 # make serve   a cluster on this machine: http://HOST:PORT, until Ctrl-C
-# make test    everything the tests need, then the tests
+# make test    everything the tests need, then the tests; TESTS=tests/unit/test_link.py: only these
 # make test-clients   client libraries of others against a cluster
 # make check   ruff and mypy
 # make clean   removes the virtual environment and caches
@@ -8,8 +8,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 HOST   ?= 127.0.0.1
 PORT   ?= 8000
 CONFIG ?= deploy/config.yaml
-TESTS  ?= tests
+TESTS  ?=
 VENV   := .venv
+PYTEST := $(VENV)/bin/python -m pytest -m "not gpu and not clients"
 
 .PHONY: serve python install install-dev test test-clients check clean
 
@@ -27,7 +28,7 @@ install-dev: python
 
 test: install-dev
 	@$(VENV)/bin/python -m engine.model.embedded
-	@$(VENV)/bin/python -m pytest -m "not gpu and not clients" $(TESTS)
+	@$(if $(TESTS),$(PYTEST) $(TESTS),OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/unit && $(PYTEST) tests/integration tests/chaos)
 
 test-clients: python
 	@$(PYTHON) deploy/install.py --venv $(VENV) --extras dev,clients
