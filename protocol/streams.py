@@ -24,6 +24,8 @@ class StreamState(Message, frozen=True, tag="stream_state"):
     log: bytes
     """Written and read by routers alone."""
     epochs: dict[int, int]
+    rooms: str
+    restart: int
 
 
 class NoStream(Message, frozen=True, tag="no_stream"):

@@ -81,6 +81,7 @@ def build_asgi(config: RouterConfig, *, router_id: str | None = None, policy: Pa
     app.state.metrics = core.metrics
     app.state.dispatcher = core.dispatcher
     app.state.admission = core.admission
+    app.state.shelf = core.shelf
     app.state.moves = core.moves
     app.state.peering = Peering(router_key=core.router_key, moves=core.moves, tenants=core.admission.tenants)
     return app

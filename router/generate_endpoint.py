@@ -2,12 +2,13 @@
 
 A streamed response can be come back to for `resume_window_s` after its connection has ended, in one of two ways: by the
 same POST again, or by GET /v1/streams/{id}, both with the id of the last event received in `Last-Event-ID`. The stream
-may be another router's; it then moves here.
+may be another router's; it then moves here. Where that router is gone, the POST generates the stream once more.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -21,8 +22,10 @@ from router.errors import ApiError
 from router.exchange import Exchange
 from router.request_runner import RequestRunner
 from router.stamp import Stamp, token_of
+from router.streams.event_id import Place, parse_event_id
+from router.streams.moves import StreamLostError
 from router.streams.record import StreamRecord
-from router.streams.session import StreamSession, parse_event_id
+from router.streams.session import StreamSession
 from router.work import SequenceOutput, Work
 
 Parser = Callable[[bytes, ModelText], Awaitable[tuple[Work, list[SequenceOutput], ResponseFormat]]]
@@ -65,14 +68,23 @@ class Generate(Endpoint):
             record = StreamRecord(stamp=Stamp.new(core.router_key, tenant=asked.tenant), path=self._path, body=body)
             await _run(core, asked, self._parse, record, seen=0)
             return
-        token, seen = parse_event_id(asked.last_event_id)
-        record = await _claimed(core, token, asked.tenant)
+        last = parse_event_id(asked.last_event_id)
+        try:
+            record = await _claimed(core, last.token, asked.tenant)
+        except StreamLostError:
+            if last.place is None or core.shelf.knows(last.token):
+                raise
+            record = StreamRecord(
+                stamp=Stamp(last.token, asked.tenant), path=self._path, body=body, rooms=f"~{secrets.token_hex(4)}"
+            )
+            await _run(core, asked, self._parse, record, seen=last.number, lost=last.place)
+            return
         try:
             record.check_is_asked_again(self._path, body)
         except ApiError:
             _give_back(core, record)
             raise
-        await _run(core, asked, self._parse, record, seen=seen)
+        await _run(core, asked, self._parse, record, seen=last.number)
 
 
 class ComeBack(Endpoint):
@@ -91,8 +103,9 @@ class ComeBack(Endpoint):
             raise ApiError(404, "there is no such stream; the id is that of its response", code="stream_not_found")
         seen = 0
         if asked.last_event_id is not None:
-            named, seen = parse_event_id(asked.last_event_id)
-            if named != token:
+            last = parse_event_id(asked.last_event_id)
+            seen = last.number
+            if last.token != token:
                 message = "Last-Event-ID names an event of another stream than the path"
                 raise ApiError(400, message, param="Last-Event-ID", code="stream_mismatch")
         record = await _claimed(core, token, asked.tenant)
@@ -110,14 +123,19 @@ def _give_back(core: RouterCore, record: StreamRecord) -> None:
     core.shelf.keep(record)
 
 
-async def _run(core: RouterCore, asked: _Asked, parse: Parser, record: StreamRecord, *, seen: int) -> None:
+async def _run(
+    core: RouterCore, asked: _Asked, parse: Parser, record: StreamRecord, *, seen: int, lost: Place | None = None
+) -> None:
     """Answer by what the record asks for; it is on the shelf afterwards, if it can be come back to."""
     core.shelf.begin(record)
     try:
         work, outputs, response = await parse(record.body, replace(core.model, stamp=record.stamp))
         session = None
         if core.config.resume_window_s and _can_be_come_back_to(work):
-            session = StreamSession(record, response_id=work.response_id, seen=seen)
+            single = len(work.jobs) == 1
+            session = StreamSession(record, response_id=work.response_id, single=single, seen=seen, lost=lost)
+        if lost is not None and (session is None or len(work.jobs) > 1):
+            raise StreamLostError
         runner = RequestRunner(
             asked.exchange,
             work,

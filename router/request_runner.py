@@ -26,6 +26,7 @@ from router.errors import ApiError, deadline_passed, internal_error
 from router.exchange import EVENT_STREAM, ClientGoneError, Exchange
 from router.generation import Begun, Generation
 from router.metrics import RouterMetrics
+from router.streams.event_id import Place
 from router.streams.session import StreamSession
 from router.token_stream import Ready, TokenStream
 from router.work import Delta, SequenceOutput, Work
@@ -87,6 +88,9 @@ class RequestRunner:
                 await self._write_stream(again, ticket)
                 return
             number = self._start(deadline)
+            if self._session is not None and self._session.lost is not None:
+                await self._write_stream(await self._make_again(self._session, self._session.lost, ticket), ticket)
+                return
             ready = await self._next(ticket)
             if self._work.stream:
                 await self._write_stream(self._numbered(self._response.opening()) + self._pieces(ready), ticket)
@@ -105,6 +109,19 @@ class RequestRunner:
             if self._session is not None:
                 self._session.ended(self._generations)
 
+    async def _make_again(self, session: StreamSession, place: Place, ticket: Ticket) -> bytes:
+        """What comes after `place` in a stream that is lost, as soon as its tokens are there once more."""
+        ready: Ready = []
+        while len(ready) < place.through and not (ready and ready[-1][1].finish):
+            ready += await self._next(ticket)
+        batches = session.split(ready, place)
+        data = [self._numbered(self._response.opening())]
+        for batch in batches:
+            data.append(self._pieces(batch))
+            if batch is batches[0]:
+                session.restart()
+        return b"".join(data)
+
     def _admit(self) -> Ticket:
         if self._session is not None:
             self._session.on_claim(self._client_gone)
@@ -117,13 +134,14 @@ class RequestRunner:
 
     def _start(self, deadline: float) -> int:
         """Begin what has not ended; returns the number of the request among those under way."""
+        rooms = "" if self._session is None else self._session.rooms
         for index, job in enumerate(self._work.jobs):
             output = self._outputs[index]
             if output.finish is not None:
                 continue
             self._generations.append(
                 self._dispatcher.generate(
-                    request_id=f"{self._work.response_id}.{index}",
+                    request_id=f"{self._work.response_id}{rooms}.{index}",
                     job=job,
                     index=index,
                     received_at=self._received_at,

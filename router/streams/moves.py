@@ -28,6 +28,14 @@ _MOST_BYTES = 60 << 20
 _LOGGER = logging.getLogger(__name__)
 
 
+class StreamLostError(ApiError):
+    """The stream's log went with its router."""
+
+    def __init__(self) -> None:
+        message = "the router that had the stream is gone, and its log with it; send the request again"
+        super().__init__(410, message, code="stream_gone")
+
+
 class StreamMoves:
     """Lifecycle: `start`, then `claim` at any time, `close`."""
 
@@ -72,15 +80,19 @@ class StreamMoves:
 
     async def claim(self, token: str, tenant: str, *, owner: str) -> StreamRecord:
         """The stream, wherever it is; raises `ApiError` (404, 410, 503) where there is none to be had."""
+        if owner == self._router_key or owner in self._peers:
+            return await self._follow(token, tenant, owner)
+        for key in (self._router_key, *self._peers):  # it may have moved before its first router went
+            found = await self._ask(key, token, tenant)
+            if isinstance(found, StreamRecord):
+                return found
+        raise StreamLostError
+
+    async def _follow(self, token: str, tenant: str, owner: str) -> StreamRecord:
+        """Ask the owner, and then wherever it says that the stream has gone."""
         asked = owner
         for _ in range(_MOST_HOPS):
-            if asked == self._router_key:
-                found = await self._here(token, tenant)
-            elif asked in self._peers:
-                found = await self._there(self._peers[asked], token, tenant)
-            else:
-                message = "the router that had the stream is gone, and its log with it; send the request again"
-                raise ApiError(410, message, code="stream_gone")
+            found = await self._ask(asked, token, tenant)
             if isinstance(found, StreamRecord):
                 return found
             if found is None:
@@ -88,8 +100,15 @@ class StreamMoves:
             if not found.moved_to:
                 message = "the stream has been kept for as long as streams are; send the request again"
                 raise ApiError(410, message, code="stream_gone")
+            if found.moved_to != self._router_key and found.moved_to not in self._peers:
+                raise StreamLostError
             asked = found.moved_to
-        raise ApiError(404, "the stream moves from router to router; try again", code="stream_not_found")
+        raise overloaded(503, "the stream moves from router to router; try again", code="stream_busy", retry_after_s=1)
+
+    async def _ask(self, key: str, token: str, tenant: str) -> StreamRecord | Gone | None:
+        if key == self._router_key:
+            return await self._here(token, tenant)
+        return await self._there(self._peers[key], token, tenant)
 
     async def _here(self, token: str, tenant: str) -> StreamRecord | Gone | None:
         try:

@@ -24,6 +24,10 @@ class StreamRecord:
     log: EventLog = field(default_factory=EventLog)
     epochs: dict[int, int] = field(default_factory=dict)
     """The last epoch of each sequence that was begun."""
+    rooms: str = ""
+    """What its rooms' names have beside the response's id, so that a router that is gone had other rooms."""
+    restart: int = 0
+    """Where the log's first batch stands for several that are not known any more: how many events these had."""
     cut: Callable[[], None] | None = None
     """Ends the run that writes the stream now."""
 
@@ -41,13 +45,23 @@ class StreamRecord:
     def packed(self) -> StreamState:
         """As it travels to another router."""
         log = msgspec.msgpack.encode(self.log.packed())
-        return StreamState(self.stamp.token, self.stamp.tenant, self.path, self.body, log, self.epochs)
+        return StreamState(
+            self.stamp.token, self.stamp.tenant, self.path, self.body, log, self.epochs, self.rooms, self.restart
+        )
 
     @classmethod
     def unpacked(cls, state: StreamState) -> StreamRecord:
         log = EventLog.unpacked(msgspec.msgpack.decode(state.log, type=PackedLog))
         stamp = Stamp(state.token, state.tenant)
-        return cls(stamp=stamp, path=state.path, body=state.body, log=log, epochs=dict(state.epochs))
+        return cls(
+            stamp=stamp,
+            path=state.path,
+            body=state.body,
+            log=log,
+            epochs=dict(state.epochs),
+            rooms=state.rooms,
+            restart=state.restart,
+        )
 
 
 def _same_json(one: bytes, other: bytes) -> bool:

@@ -9,49 +9,72 @@ from collections.abc import Callable, Iterator, Sequence
 
 from router.errors import ApiError
 from router.generation import Generation
-from router.stamp import token_of
+from router.streams.event_id import Place, checksum
 from router.streams.record import StreamRecord
 from router.token_stream import Ready
 
 
-def parse_event_id(event_id: str) -> tuple[str, int]:
-    """(stream's token, number) of an event's id; raises `ApiError` (400) for anything else."""
-    response_id, _, number = event_id.rpartition(":")
-    token = token_of(response_id)
-    if token is None or not number.isascii() or not number.isdecimal() or len(number) > 9:
-        message = f"Last-Event-ID is {event_id[:100]!r}, which is no id of an event of this server; send one as it came"
-        raise ApiError(400, message, param="Last-Event-ID", code="invalid_value")
-    return token, int(number)
-
-
 class StreamSession:
-    def __init__(self, record: StreamRecord, *, response_id: str, seen: int) -> None:
-        """The client has the events up to number `seen`."""
+    def __init__(
+        self, record: StreamRecord, *, response_id: str, single: bool, seen: int, lost: Place | None = None
+    ) -> None:
+        """The client has the events up to number `seen`. `single`: the stream is of one sequence, and its events tell
+        their place. `lost` is the place of event `seen` where that is all that is left of the stream."""
         self._record = record
         self._head = f"id: {response_id}:".encode()
+        self._single = single
         self._seen = seen
+        self.lost = lost
         self._number = 0
+        self._before = self._through = self._within = self._checksum = 0
 
     @property
     def has_begun(self) -> bool:
         """Whether there are batches to be written again first."""
         return bool(self._record.log)
 
+    @property
+    def rooms(self) -> str:
+        """What the names of this stream's rooms have beside the response's id."""
+        return self._record.rooms
+
     def batches(self) -> Iterator[Ready]:
-        """What earlier runs have written."""
-        return self._record.log.batches()
+        """What earlier runs have written, each batch to be written before the next is taken."""
+        if self._seen < self._record.restart:
+            raise ApiError(410, "the stream's beginning is lost; send the request again", code="stream_gone")
+        for count, batch in enumerate(self._record.log.batches()):
+            if count == 1 and self._record.restart:
+                self._number = self._record.restart
+            self._advance(batch)
+            yield batch
 
     def check_seen(self) -> None:
         """Once all is written again; raises `ApiError` (400) where the client claims to have more."""
         if self._seen > self._number:
-            message = (
-                f"Last-Event-ID names event {self._seen}, but the stream has had {self._number}; send one as it came"
-            )
+            message = f"Last-Event-ID names event {self._seen}, but the stream had {self._number}; send one as it came"
             raise ApiError(400, message, param="Last-Event-ID", code="invalid_value")
 
     def wrote(self, batch: Ready) -> None:
         """New tokens are about to be written."""
         self._record.log.append(batch)
+        self._advance(batch)
+
+    def split(self, ready: Ready, place: Place) -> list[Ready]:
+        """The tokens of a stream that is made again, in batches as far as `place` tells them; raises `ApiError` (410)
+        where they are not those that the client has had."""
+        tokens = [event.token for _, event in ready[: place.through]]
+        if len(tokens) < place.through or checksum(tokens) != place.checksum:
+            message = "the stream's log is lost, and the model did not generate the same again; send the request anew"
+            raise ApiError(410, message, code="stream_gone")
+        batches = [ready[: place.before], ready[place.before : place.through], ready[place.through :]]
+        if place.before:
+            self._record.restart = self._seen - place.within
+        return [batch for batch in batches if batch]
+
+    def restart(self) -> None:
+        """The first batch of a stream that is made again is written: its events were other ones, all of them seen."""
+        if self._record.restart:
+            self._number = self._record.restart
 
     def numbered(self, data: bytes) -> bytes:
         """These events with their ids, without those that the client has."""
@@ -60,8 +83,9 @@ class StreamSession:
         pieces = []
         for event in data.split(b"\n\n")[:-1]:
             self._number += 1
+            self._within += 1
             if self._number > self._seen:
-                pieces.append(b"%b%d\n%b\n\n" % (self._head, self._number, event))
+                pieces.append(b"%b%d%b\n%b\n\n" % (self._head, self._number, self._place(), event))
         return b"".join(pieces)
 
     def epoch(self, index: int) -> int:
@@ -75,3 +99,14 @@ class StreamSession:
     def ended(self, generations: Sequence[Generation]) -> None:
         """The run writes no more."""
         self._record.epochs |= {each.index: each.epoch for each in generations}
+
+    def _place(self) -> bytes:
+        if not self._single:
+            return b""
+        return b".%d.%d.%d.%08x" % (self._before, self._through, self._within, self._checksum)
+
+    def _advance(self, batch: Ready) -> None:
+        self._before, self._within = self._through, 0
+        self._through += len(batch)
+        if self._single:
+            self._checksum = checksum((event.token for _, event in batch), self._checksum)

@@ -84,6 +84,10 @@ class Shelf:
         while len(self._kept) > self._max_streams or self._kept_bytes > self._max_bytes:
             self._drop_oldest("space")
 
+    def knows(self, token: str) -> bool:
+        """Whether the stream is here, whoever's it is."""
+        return token in self._live or token in self._kept
+
     async def take(self, token: str, tenant: str) -> StreamRecord | Gone | None:
         """A stream of this tenant, its run ended if it has one; what became of it; or None for one not known.
 

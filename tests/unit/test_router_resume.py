@@ -32,8 +32,10 @@ from protocol.handshake import LinkRole
 from protocol.membership import ReplicaRole
 from protocol.rooms import AbortReason, Job, OpenGenerate, Room, TokenEvent, TopLogprob
 from protocol.sampling import FinishReason, SamplingParams
+from router.errors import ApiError
 from router.metrics import RouterMetrics
 from router.stamp import Stamp, new_router_key, token_of
+from router.streams.event_id import Place, checksum, parse_event_id
 from router.streams.event_log import EventLog
 from router.streams.record import StreamRecord
 from router.streams.session import StreamSession
@@ -67,7 +69,12 @@ async def until_shown(call: Call, events: int) -> None:
 def came_back(router: RouterHarness, call: Call, *, seen: int, headers: dict[str, str] | None = None) -> Call:
     """The stream of `call` asked for again by GET, after its first `seen` events."""
     head = {"Last-Event-ID": call.ids[seen - 1]} if seen else {}
-    return router.get(f"/v1/streams/{call.ids[0].rpartition(':')[0]}", headers=head | (headers or {}))
+    return router.get(f"/v1/streams/{call.ids[0].partition(':')[0]}", headers=head | (headers or {}))
+
+
+def numbers(call: Call) -> list[int]:
+    """Of the events, as their ids have it."""
+    return [parse_event_id(each).number for each in call.ids]
 
 
 def joined(*calls: Call) -> list[Any]:
@@ -101,9 +108,7 @@ async def test_a_client_that_was_cut_off_gets_the_rest(tmp_path: Path, again: st
         replica.send(opened.room, 3, *TEXT_IDS[3:], END_ID, finish=FinishReason.STOP_TOKEN)
         await second.done()
 
-        assert [int(event_id.rpartition(":")[2]) for event_id in second.ids] == list(
-            range(seen + 1, seen + 1 + len(second.ids))
-        )
+        assert numbers(second) == list(range(seen + 1, seen + 1 + len(second.ids)))
         kept = Call.__new__(Call)
         kept.body = b"\n\n".join([*first.body.split(b"\n\n")[:seen], second.body])
         assert kept.streamed_text == TEXT
@@ -184,7 +189,7 @@ async def test_a_stream_is_its_tenants_alone_and_its_requests(tmp_path: Path, ke
         replica.automatic = True
         first = await router.post("/v1/completions", BODY, headers=ALICE).done()
         last = {"Last-Event-ID": first.ids[0]}
-        response_id, _, _ = first.ids[0].rpartition(":")
+        response_id, _, _ = first.ids[0].partition(":")
         name = f"/v1/streams/{response_id}"
         cases = [
             (router.get(name, headers=BOB | last), 404, "stream_not_found"),
@@ -214,7 +219,7 @@ async def test_an_event_that_has_not_been_is_refused_and_the_stream_stays(tmp_pa
         await until_shown(first, 1)
         first.leave()
         await first.task
-        response_id = first.ids[0].rpartition(":")[0]
+        response_id = first.ids[0].partition(":")[0]
         early = await router.get(f"/v1/streams/{response_id}", headers={"Last-Event-ID": f"{response_id}:2"}).done()
         assert (early.status, early.json["error"]["param"]) == (400, "Last-Event-ID")
         second = came_back(router, first, seen=1)
@@ -326,6 +331,121 @@ async def test_routers_only_talk_about_streams_and_only_to_those_with_the_secret
             )
 
 
+# ---- a router that died -----------------------------------------------------------------------------------------
+
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "a fox?"}], "stream": True}
+ALL = [*TEXT_IDS, END_ID]
+
+
+def play(replica: FakeReplica, room: Room, sizes: list[int], tokens: list[int]) -> None:
+    """Send all tokens, in frames of these sizes and one for the rest."""
+    position = 0
+    for size in [*sizes, len(tokens)]:
+        part = tokens[position : position + size]
+        if part:
+            last = position + len(part) == len(tokens)
+            replica.send(room, position, *part, finish=FinishReason.STOP_TOKEN if last else None)
+        position += len(part)
+
+
+def glued(path: str, events: list[Any]) -> str:
+    choices = [event["choices"][0] for event in events if event != "[DONE]"]
+    return "".join(each["text"] if path == "/v1/completions" else each["delta"].get("content", "") for each in choices)
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/completions", BODY), ("/v1/chat/completions", CHAT)])
+async def test_the_stream_of_a_dead_router_is_made_again(
+    tmp_path: Path, keys: Path, path: str, body: dict[str, Any]
+) -> None:
+    """From every event on, though the tokens come in other frames the second time."""
+    async with two(tmp_path, keys) as ((one, one_replica), (other, other_replica)):
+        first = one.post(path, body, headers=ALICE)
+        room = (await one_replica.opened(OpenGenerate)).room
+        sent = 0
+        while sent < len(TEXT_IDS):  # batches of two that are written before the next one comes
+            part = TEXT_IDS[sent : sent + 2]
+            one_replica.send(room, sent, *part)
+            sent += len(part)
+            await until(lambda count=sent: output_tokens(one) == count and not waiting(one))  # type: ignore[misc]
+        one_replica.send(room, sent, END_ID, finish=FinishReason.STOP_TOKEN)
+        await first.done()
+        assert glued(path, first.events) == TEXT
+        meet(other)
+        for seen in range(1, len(first.ids) + 1):
+            second = other.post(path, body, headers=ALICE | {"Last-Event-ID": first.ids[seen - 1]})
+            opened = await other_replica.opened(OpenGenerate)
+            assert (opened.job.logged, opened.job.sampling.seed) == ([], one_replica.opens[0].job.sampling.seed)
+            assert opened.room.request_id != room.request_id
+            play(other_replica, opened.room, [1 + seen % 4] * seen, ALL)
+            await second.done()
+            assert second.status == 200
+            assert numbers(second) == list(range(seen + 1, seen + 1 + len(second.ids)))
+            both = first.events[:seen] + second.events
+            assert (glued(path, both), both[-1]) == (TEXT, "[DONE]")
+            assert {event["id"] for event in both[:-1]} == {first.events[0]["id"]}
+            # it is this router's now, and can be come back to like any
+            third = await came_back(other, first, seen=seen, headers=ALICE).done()
+            assert (third.ids, third.events) == (second.ids, second.events)
+            await other.app.state.shelf.take(parse_event_id(first.ids[0]).token, "a")  # for the next turn
+
+
+def output_tokens(router: RouterHarness) -> int:
+    count: int = router.metrics.output_tokens.total
+    return count
+
+
+def waiting(router: RouterHarness) -> bool:
+    """Whether tokens have been logged that are not written yet."""
+    return any(each._stream._ready for each in router.dispatcher.generations.values())
+
+
+async def test_a_stream_that_comes_out_differently_is_not_gone_on_with(tmp_path: Path, keys: Path) -> None:
+    async with two(tmp_path, keys) as ((one, one_replica), (other, other_replica)):
+        first = one.post("/v1/completions", BODY, headers=ALICE)
+        one_replica.send((await one_replica.opened(OpenGenerate)).room, 0, *TEXT_IDS[:4])
+        await until_shown(first, 1)
+        meet(other)
+        for tokens in ([*TEXT_IDS[:3], TEXT_IDS[0], END_ID], [*TEXT_IDS[:2], END_ID]):
+            second = other.post("/v1/completions", BODY, headers=ALICE | {"Last-Event-ID": first.ids[0]})
+            play(other_replica, (await other_replica.opened(OpenGenerate)).room, [], tokens)
+            await second.done()
+            assert (second.status, second.json["error"]["code"]) == (410, "stream_gone")
+            await other.idle()
+        many = other.post("/v1/completions", BODY | {"n": 2}, headers=ALICE | {"Last-Event-ID": first.ids[0]})
+        assert (await many.done()).status == 410
+        first.leave()
+        await first.task
+
+
+async def test_a_stream_that_moved_before_its_first_router_died_is_found(tmp_path: Path, keys: Path) -> None:
+    async with (
+        two(tmp_path, keys) as ((one, one_replica), (other, other_replica)),
+        serving(tmp_path / "three", api_keys_file=keys) as (third, third_replica),
+    ):
+        one_replica.automatic = True
+        first = await one.post("/v1/completions", BODY, headers=ALICE).done()
+        moved = await came_back(other, first, seen=1, headers=ALICE).done()
+        meet(other, third)
+        again = await came_back(third, first, seen=1, headers=ALICE).done()
+        assert (again.ids, again.events) == (moved.ids, moved.events)
+        assert third_replica.opens == other_replica.opens == []
+
+
+@pytest.mark.parametrize(
+    "tail", ["", ":", ":x", ":1.", ":1.0.1.1", ":1.2.1.1.00000000", ":1.0.1.2.00000000", ":1.0.1.0.00000000"]
+)
+def test_what_is_no_id_of_an_event_is_refused(tail: str) -> None:
+    with pytest.raises(ApiError, match="no id of an event"):
+        parse_event_id(f"cmpl-{Stamp.new(new_router_key()).token}{tail}")
+
+
+def test_ids_of_events_are_read() -> None:
+    token = Stamp.new(new_router_key()).token
+    assert parse_event_id(f"{token}:3").place is None
+    assert parse_event_id(f"cmpl-{token}:3.0.1.2.00c0ffee").place == Place(0, 1, 2, 0xC0FFEE)
+    assert checksum([3, 4], checksum([1, 2])) == checksum([1, 2, 3, 4])
+
+
 # ---- the parts --------------------------------------------------------------------------------------------------
 
 
@@ -420,7 +540,7 @@ def said(event: TokenEvent) -> tuple[Any, ...]:
 
 @given(st.integers(0, 12), st.lists(st.integers(0, 3), max_size=6))
 def test_events_are_numbered_however_they_are_grouped(seen: int, groups: list[int]) -> None:
-    session = StreamSession(record(tokens=0), response_id="x-1", seen=seen)
+    session = StreamSession(record(tokens=0), response_id="x-1", single=False, seen=seen)
     events = iter(range(1, 100))
     out = b"".join(session.numbered(b"".join(b"data: %d\n\n" % next(events) for _ in range(size))) for size in groups)
     total = sum(groups)
