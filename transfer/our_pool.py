@@ -15,7 +15,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class OurPool:
-    """`layout` is the fingerprint of its pages: those of an equal one mean the same. `shape` says what they mean."""
+    """`shape` says what its pages mean. Where a side does not tell it, pages of an equal `layout`, which is their
+    fingerprint, mean the same."""
 
     page_bytes: int
     num_pages: int
@@ -27,10 +28,10 @@ class OurPool:
     def cut(self, peer: str, ticket: RegionTicket) -> Cut | None:
         """How pages of `peer` are taken apart; None when they are taken whole. Raises `ValueError` when nothing of them
         means anything in our pool."""
-        ours, theirs = (self.layout, self.page_bytes), (ticket.layout, ticket.page_bytes)
-        if ours == theirs:
-            return None
         if self.shape is None or ticket.shape is None:
+            ours, theirs = (self.layout, self.page_bytes), (ticket.layout, ticket.page_bytes)
+            if ours == theirs:
+                return None
             raise ValueError(
                 f"replica {peer} has KV pages of layout and bytes {theirs}, this one {ours}; "
                 "run the same model, dtype and page size on both"

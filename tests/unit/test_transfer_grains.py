@@ -173,6 +173,14 @@ def test_a_transport_of_whole_pages_refuses_and_says_what_to_do(peer, tmp_path):
         taker.fetcher.attach(peer.address, peer.ticket)
 
 
+def test_an_equal_fingerprint_does_not_make_equal_ranks(peer):
+    """Two ranks of one model have pages of one size and of different heads."""
+    theirs = msgspec.structs.replace(OURS, tp_rank=0)
+    ticket = msgspec.structs.replace(peer.ticket, layout="ours", page_bytes=OUR_BYTES, shape=theirs)
+    with closing(receiver()) as (taker,), pytest.raises(ValueError, match="attach a rank that shares some"):
+        taker.fetcher.attach(peer.address, ticket)
+
+
 def test_what_means_something_else_is_refused_with_both_values(peer):
     other = msgspec.structs.replace(peer.ticket, shape=msgspec.structs.replace(THEIRS, dtype="bfloat16"))
     shapeless = msgspec.structs.replace(peer.ticket, shape=None)
