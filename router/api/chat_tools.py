@@ -107,7 +107,9 @@ def plan_tools(tools: Sequence[_Tool], choice: Any, *, parallel: bool) -> ToolPl
     for name in names:
         if name not in functions:
             raise invalid("tool_choice", f"{shown(name)} is none of the tools, which are {', '.join(functions)}")
-    return ToolPlan(tuple(functions.values()), tuple(functions[name] for name in names), required, parallel)
+    one = isinstance(choice, dict) and choice["type"] == "function"  # as OpenAI has it: the named one, once
+    callable_ = tuple(functions[name] for name in names)
+    return ToolPlan(tuple(functions.values()), callable_, required, parallel and not one)
 
 
 def _chosen(choice: Any, names: list[str]) -> tuple[list[str], bool]:

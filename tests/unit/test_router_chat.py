@@ -11,12 +11,14 @@ from typing import Any
 import chat_templates as templates
 import pytest
 import tokenizers
+from pydantic import TypeAdapter
 from router_harness import END_ID, SECRET, TOKENIZER, Call, FakeReplica, RouterHarness, running_router, until
 from tiny_tokenizers import save_model_folder
 
 from protocol.membership import ReplicaRole
 from protocol.rooms import Job, OpenGenerate
 from protocol.sampling import FinishReason
+from router.api.chat_tools import Tool, plan_tools
 from router.app import build_asgi
 from router.config import RouterConfig
 from text.tokenizer import Tokenizer
@@ -273,6 +275,20 @@ async def test_reasoning_is_told_from_the_answer(tmp_path: Path, fields: dict[st
         assert choice["message"]["content"] == "noon <think>"
 
 
+@pytest.mark.parametrize("text", ["<think>\nhm, the fox\n</think>\n\nnoon", "<think>the lazy", "noon", ""])
+async def test_reasoning_tokens_are_counted(tmp_path: Path, text: str) -> None:
+    async with chatting(tmp_path, templates.QWEN3) as (router, replica):
+        whole, _ = await ask(router, replica, text, finish=FinishReason.STOP_TOKEN)
+        streamed, _ = await ask(router, replica, text, stream=True, stream_options={"include_usage": True})
+        usage = whole.json["usage"]
+        assert streamed.events[-2]["usage"] == usage
+        thought, tag, _ = text.partition("</think>")
+        ids = TOKENIZER.encode(thought + tag, add_special_tokens=False) if "<think>" in text else []
+        assert usage["completion_tokens_details"] == {"reasoning_tokens": len(ids)}
+        plain, _ = await ask(router, replica, text, separate_reasoning=False)
+        assert "completion_tokens_details" not in plain.json["usage"]
+
+
 async def test_reasoning_then_a_call_with_everything_asked_for(tmp_path: Path) -> None:
     async with chatting(tmp_path, templates.R1) as (router, replica):
         text = 'I could <tool_call>{"name": "find"}\n</think>\nYes.' + CALLS["hermes"].replace("ARGS", ARGUMENTS)
@@ -404,3 +420,14 @@ def test_the_templates_are_those_of_their_families() -> None:
         family = choose_family("auto", template)
         assert family is not None
         assert family.name == name
+
+
+@pytest.mark.parametrize(
+    ("choice", "parallel"),
+    [("required", True), ({"type": "function", "function": {"name": "get_weather"}}, False)],
+)
+def test_a_named_tool_is_called_once(choice: Any, parallel: bool) -> None:
+    tool = TypeAdapter(Tool).validate_python({"type": "function", "function": {"name": "get_weather"}})
+    plan = plan_tools([tool], choice, parallel=True)
+    assert plan.required
+    assert plan.parallel == parallel
