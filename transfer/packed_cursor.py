@@ -15,16 +15,18 @@ class PackedCursor:
     turn comes, `call_bytes` bytes at once, which should fit the cache."""
 
     def __init__(self, view: memoryview, offsets: Numbers, lengths: Numbers, *, call_bytes: int) -> None:
-        self._run: PackedRun | None = SpanCopier().gather(np.frombuffer(view, dtype=np.uint8), offsets, lengths)
-        self.left = self._run.left
+        self.left = int(lengths.sum())
         """Bytes not passed yet."""
-        self._packed = memoryview(bytearray(min(call_bytes, self.left)))
+        packed = np.empty(min(call_bytes, self.left), dtype=np.uint8)
+        pool = np.frombuffer(view, dtype=np.uint8)
+        self._run: PackedRun | None = SpanCopier().gather(pool, offsets, lengths, into=packed)
+        self._packed = packed.data
         self._ready = memoryview(b"")
 
     def buffers(self) -> list[memoryview]:
         """The next bytes, in order; empty when none are left."""
         if not self._ready and self._run is not None and self._run.left:
-            self._ready = self._packed[: self._run.advance(self._packed)]
+            self._ready = self._packed[: self._run.advance(len(self._packed))]
         return [self._ready] if self._ready else []
 
     def advance(self, count: int) -> None:

@@ -121,42 +121,48 @@ class SpanRun(_Place):
 
 
 class PackedRun(_Place):
-    """The bytes of some spans of one memory, one behind the other: made by `SpanCopier.gather` and `scatter`."""
+    """The bytes of some spans of one memory, one behind the other in `packed`, as many at a time as fit: made by
+    `SpanCopier.gather` and `scatter`."""
 
     def __init__(
-        self, library: ctypes.CDLL | None, memory: Bytes, offsets: Numbers, lengths: Numbers, *, scatters: bool
+        self,
+        library: ctypes.CDLL | None,
+        memory: Bytes,
+        offsets: Numbers,
+        lengths: Numbers,
+        packed: Bytes,
+        *,
+        scatters: bool,
     ) -> None:
         super().__init__(lengths)
-        assert memory.flags.writeable or not scatters
+        assert (memory if scatters else packed).flags.writeable
+        assert packed.flags.c_contiguous
         _check(library, memory, offsets, lengths, "target" if scatters else "source")
         self._library = library
         self._memory = memory
         self._offsets = offsets
+        self._packed = packed
         self._scatters = scatters
+        ours, theirs, table = memory.ctypes.data, packed.ctypes.data, offsets.ctypes.data
+        sides = (ours, theirs, table, None) if scatters else (theirs, ours, None, table)
+        self._arguments = (*sides, lengths.ctypes.data, len(lengths), self._next, False)
 
-    def advance(self, packed: memoryview) -> int:
-        """Gather the next bytes into `packed`, or scatter the bytes of `packed` to where the next ones belong; how many
-        that were, fewer than `packed` has only at the end."""
-        buffer = np.frombuffer(packed, dtype=np.uint8)
-        if self._library is None:
+    def advance(self, max_bytes: int) -> int:
+        """Gather the next `max_bytes` bytes, or what is left, into the beginning of `packed`, or scatter that many from
+        there; how many that were."""
+        assert max_bytes <= self._packed.nbytes
+        if self._library is not None:
+            moved = int(self._library.pd_copy_spans(*self._arguments, max_bytes))
+        else:
             moved = 0
-            for index, at, count in self._steps(len(buffer)):
+            for index, at, count in self._steps(max_bytes):
                 start = int(self._offsets[index]) + at
-                one, other = self._memory[start : start + count], buffer[moved : moved + count]
+                one, other = self._memory[start : start + count], self._packed[moved : moved + count]
                 if self._scatters:
                     one[:] = other
                 else:
                     other[:] = one
                 moved += count
-        else:
-            ours, offsets = self._memory.ctypes.data, self._offsets.ctypes.data
-            sides = (
-                (ours, buffer.ctypes.data, offsets, None)
-                if self._scatters
-                else (buffer.ctypes.data, ours, None, offsets)
-            )
-            rest = (self._lengths.ctypes.data, len(self._lengths), self._next, False, len(buffer))
-            moved = int(self._library.pd_copy_spans(*sides, *rest))
         self.left -= moved
         return moved
 
@@ -180,14 +186,14 @@ class SpanCopier:
         """
         return SpanRun(self._library, target, source, spans, streaming=streaming)
 
-    def gather(self, source: Bytes, offsets: Numbers, lengths: Numbers) -> PackedRun:
+    def gather(self, source: Bytes, offsets: Numbers, lengths: Numbers, *, into: Bytes) -> PackedRun:
         """Make ready to pack these spans of `source`. Raises `ValueError` for one that is not inside."""
-        return PackedRun(self._library, source, offsets, lengths, scatters=False)
+        return PackedRun(self._library, source, offsets, lengths, into, scatters=False)
 
-    def scatter(self, target: Bytes, offsets: Numbers, lengths: Numbers) -> PackedRun:
+    def scatter(self, target: Bytes, offsets: Numbers, lengths: Numbers, *, out_of: Bytes) -> PackedRun:
         """Make ready to put packed bytes into these spans of `target`. Raises `ValueError` for one that is not
         inside."""
-        return PackedRun(self._library, target, offsets, lengths, scatters=True)
+        return PackedRun(self._library, target, offsets, lengths, out_of, scatters=True)
 
 
 @functools.cache  # a loaded library is its process's anyway

@@ -21,7 +21,7 @@ from transfer.spans import Runs, runs
 from transfer.wire import Want, encode_request
 from transfer.wire_grains import encode_ask, encode_checksums
 
-_PACKED_BYTES = 256 << 10
+_PACKED_BYTES = 512 << 10
 
 
 class Payload(Protocol):
@@ -127,8 +127,9 @@ class ScatteredPayload:
         self._copy = copy
         self._transport = transport
         offsets, lengths = np.ascontiguousarray(targets.T * copy.page_bytes)
-        self._run: PackedRun | None = SpanCopier().scatter(landing.bytes, offsets, lengths)
-        self._packed = memoryview(bytearray(min(_PACKED_BYTES, copy.total_bytes)))
+        packed = np.empty(min(_PACKED_BYTES, copy.total_bytes), dtype=np.uint8)
+        self._run: PackedRun | None = SpanCopier().scatter(landing.bytes, offsets, lengths, out_of=packed)
+        self._packed = packed.data
 
     @property
     def left(self) -> int:
@@ -140,7 +141,7 @@ class ScatteredPayload:
     def received(self, count: int) -> None:
         assert self._run is not None
         copy = self._copy
-        self._run.advance(self._packed[:count])
+        self._run.advance(count)
         complete = (copy.total_bytes - self._run.left) // copy.page_bytes - copy.done_pages
         if complete:
             self._landing.landed(copy, self._transport, complete)

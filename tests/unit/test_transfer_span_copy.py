@@ -79,17 +79,19 @@ def test_a_run_copies_as_much_as_it_is_told_and_in_order(copier, listed, sizes):
 @given(listed=span_lists(), sizes=st.lists(st.integers(1, 30_000), min_size=1))
 def test_what_is_gathered_and_scattered_by_any_pieces_is_the_same(copier, listed, sizes):
     spans = as_spans(listed)
-    gather = copier.gather(SOURCE, spans.sources, spans.lengths)
+    packed = np.empty(30_000, dtype=np.uint8)
+    gather = copier.gather(SOURCE, spans.sources, spans.lengths, into=packed)
     expected, found = np.zeros(SIZE, dtype=np.uint8), np.zeros(SIZE, dtype=np.uint8)
-    scatter = copier.scatter(found, spans.targets, spans.lengths)
+    scatter = copier.scatter(found, spans.targets, spans.lengths, out_of=packed)
     for step in itertools.count():
         if not gather.left:
             break
-        packed = bytearray(b"!" * sizes[step % len(sizes)])
-        moved = gather.advance(memoryview(packed))
-        assert moved == min(len(packed), scatter.left)
-        assert set(packed[moved:]) <= set(b"!")
-        assert scatter.advance(memoryview(packed)[:moved].toreadonly()) == moved
+        packed[:] = 33
+        most = sizes[step % len(sizes)]
+        moved = gather.advance(most)
+        assert moved == min(most, scatter.left)
+        assert (packed[moved:] == 33).all()
+        assert scatter.advance(moved) == moved
         assert gather.left == scatter.left
     for source, target, length in listed:
         expected[target : target + length] = SOURCE[source : source + length]
@@ -109,9 +111,9 @@ def test_a_span_outside_of_its_memory_is_refused(copier, offset, length):
     with pytest.raises(ValueError, match=rf"span 1 of 2, {length} bytes"):
         copier.begin(np.zeros(100, dtype=np.uint8), small, Spans.of(bad, good, lengths), streaming=True)
     with pytest.raises(ValueError, match=error + "source of 50"):
-        copier.gather(small, bad, lengths)
+        copier.gather(small, bad, lengths, into=small)
     with pytest.raises(ValueError, match=error + "target of 50"):
-        copier.scatter(small, bad, lengths)
+        copier.scatter(small, bad, lengths, out_of=small)
 
 
 def test_memory_that_is_read_only_is_never_written():
@@ -120,7 +122,18 @@ def test_memory_that_is_read_only_is_never_written():
     with pytest.raises(AssertionError):
         COPIERS["native"].begin(target, SOURCE, as_spans([(0, 0, 10)]), streaming=False)
     with pytest.raises(AssertionError):
-        COPIERS["native"].scatter(target, *(as_spans([(0, 0, 10)]).lengths,) * 2)
+        COPIERS["native"].scatter(target, *(as_spans([(0, 0, 10)]).lengths,) * 2, out_of=SOURCE)
+    with pytest.raises(AssertionError):
+        COPIERS["native"].gather(SOURCE, *(as_spans([(0, 0, 10)]).lengths,) * 2, into=target)
+
+
+def test_no_more_is_packed_than_fits():
+    for run in (
+        COPIERS["native"].gather(SOURCE, *(as_spans([(0, 0, 10)]).lengths,) * 2, into=np.zeros(9, dtype=np.uint8)),
+        COPIERS["python"].scatter(SOURCE.copy(), *(as_spans([(0, 0, 10)]).lengths,) * 2, out_of=SOURCE[:9]),
+    ):
+        with pytest.raises(AssertionError):
+            run.advance(10)
 
 
 def test_lists_of_unequal_length_are_refused():

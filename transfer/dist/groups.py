@@ -77,7 +77,8 @@ class GlooGroup:
         if len(runs) > 1:  # a message costs more than the copy
             offsets, lengths = np.ascontiguousarray(runs.T * pages.shape[1])
             piece = self._packed[next(self._next)][: int(runs[:, 1].sum())]
-            SpanCopier().gather(pages.reshape(-1), offsets, lengths).advance(piece.reshape(-1).data)
+            run = SpanCopier().gather(pages.reshape(-1), offsets, lengths, into=piece.reshape(-1))
+            run.advance(run.left)
         return _OfGroup(self._group.send([_tensor(piece)], TAKER, job % _TAGS))
 
     def receive(self, into: torch.Tensor, lengths: Sequence[int], *, job: int) -> Pending:
