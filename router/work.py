@@ -9,6 +9,7 @@ from protocol.rooms import Job, TokenEvent
 from protocol.sampling import FinishReason
 from router.score_log import ScoreLog
 from router.timeline import SequenceTimeline
+from text.detokenizer import IncrementalDetokenizer
 from text.output_text import OutputText
 from text.tokenizer import Tokenizer
 
@@ -77,6 +78,21 @@ class SequenceOutput:
     @property
     def text(self) -> str:
         return "".join(self.texts)
+
+    def tokens_within(self, characters: int) -> int:
+        """How many tokens it took to write that much of the text's beginning."""
+        sampling, written = self.job.sampling, 0
+        detokenizer = IncrementalDetokenizer(
+            self.tokenizer,
+            self.job.prompt,
+            skip_special_tokens=sampling.skip_special_tokens,
+            shown_special_ids=sampling.shown_special_ids,
+        )
+        for number, token in enumerate(self.tokens):
+            if written >= characters:
+                return number
+            written += len(detokenizer.push(token))
+        return len(self.tokens) if characters else 0
 
     def push(self, events: list[TokenEvent]) -> Delta:
         """Take the next tokens, in order; nothing may follow one that finishes the sequence."""

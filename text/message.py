@@ -14,6 +14,11 @@ class MessageReader:
         self._reasoning = reasoning
         self._tools = tools
 
+    @property
+    def thought(self) -> int:
+        """How many characters of the text so far are reasoning, tags included."""
+        return 0 if self._reasoning is None else self._reasoning.thought
+
     def feed(self, text: str) -> list[Event]:
         if self._reasoning is None:
             return self._read(text)

@@ -67,15 +67,19 @@ class ReasoningSplitter:
         self._thinking = thinking is Thinking.OPEN
         self._state = _State.ANSWER if thinking is Thinking.CLOSED else _State.START
         self._held = ""
+        self._fed = 0
+        self._thought = 0
 
     @property
-    def answering(self) -> bool:
-        """The thinking is over, or there was none."""
-        return self._state in (_State.AFTER, _State.ANSWER)
+    def thought(self) -> int:
+        """How many characters of the text are thinking, tags included."""
+        begun = self._thinking or self._state is not _State.START
+        return self._thought if self._state in (_State.AFTER, _State.ANSWER) else self._fed if begun else 0
 
     def feed(self, text: str) -> list[Event]:
         """What the next piece of text settles."""
         self._held += text
+        self._fed += len(text)
         events: list[Event] = []
         while self._step(events):
             pass
@@ -122,6 +126,7 @@ class ReasoningSplitter:
         if tag:
             events.append(Reasoning(thought.rstrip("\n")))
             self._held, self._state = rest, _State.AFTER
+            self._thought = self._fed - len(rest)
             return True
         kept = next(n for n in range(len(CLOSE) - 1, -1, -1) if self._held.endswith(CLOSE[:n]))
         shown = self._held[: len(self._held) - kept].rstrip("\n")

@@ -123,15 +123,18 @@ def _style(request: ChatRequest, plan: ToolPlan, prompt: ChatPrompt) -> ChatStyl
     family, thinking = prompt.chat.family, prompt.thinking
     names = frozenset(tool.name for tool in plan.callable)
 
+    separate = request.separate_reasoning
+
     def make_reader() -> MessageReader:
         return MessageReader(
-            reasoning=ReasoningSplitter(thinking) if thinking is not None and request.separate_reasoning else None,
+            reasoning=ReasoningSplitter(thinking) if thinking is not None and separate else None,
             tools=ToolParser(family.read, names) if family is not None and names else None,
         )
 
     return ChatStyle(
         logprobs=request.logprobs,
         token_ids=request.return_token_ids,
+        reasons=thinking is not None and separate,
         reasoning=request.include_reasoning,
         echoed=request.messages[-1].text if request.echo else "",
         usage_event=request.stream_options.include_usage,

@@ -29,6 +29,8 @@ class ChatStyle:
 
     logprobs: bool
     token_ids: bool
+    reasons: bool
+    """Reasoning is told from the answer."""
     reasoning: bool
     """Show what the model thought; else it is left out."""
     echoed: str
@@ -82,6 +84,7 @@ class ChatFormat:
             kind="chat.completion.chunk" if work.stream else "chat.completion",
             model=model,
             usage_event=style.usage_event,
+            reasoning_tokens=self._reasoning_tokens if style.reasons else None,
         )
         self._splices: dict[tuple[int, str], Splice] = {}
 
@@ -185,6 +188,9 @@ class ChatFormat:
     ) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": None, **(ending or {"finish_reason": None})}
         return self._frame.chunk({**choice, **(extras or {})})
+
+    def _reasoning_tokens(self) -> int:
+        return sum(choice.output.tokens_within(choice.reader.thought) for choice in self._choices)
 
     def _prompt_of(self, index: int) -> list[int]:
         return self._work.jobs[index].prompt

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import pydantic
 from pydantic import Field
 
 from protocol.rooms import Job
@@ -41,12 +42,19 @@ class OpenAIFields(SamplingFields):
     metadata: dict[str, str] | None = None
     cache_salt: str | None = Field(None, min_length=1, max_length=1024)
     """As vLLM: requests share cached prefixes with those of the same salt only."""
-    priority: Annotated[Whole, Field(ge=0, le=0)] = 0
-    """As vLLM, whose default is 0; requests are served as they come, so no other can be honoured."""
+    priority: Whole = 0
+    """As vLLM, whose default is 0."""
     spaces_between_special_tokens: bool = True
     """As vLLM and SGLang; tokenizers of the kind served here never put any, whatever it says."""
     return_timeline: bool = False
     """Ours: tell where the time went."""
+
+    @pydantic.field_validator("priority")
+    @classmethod
+    def _no_priorities(cls, value: int) -> int:
+        if value:
+            raise ValueError("requests are served as they come, none before another; leave it out")
+        return value
 
     def grammars(self) -> list[Grammar]:
         return [*response_format_grammars(self.response_format), *super().grammars()]
@@ -131,11 +139,20 @@ class OpenAIFrame:
     """The parts of a response around its choices."""
 
     def __init__(
-        self, work: Work, outputs: Sequence[SequenceOutput], *, kind: str, model: ModelText, usage_event: bool
+        self,
+        work: Work,
+        outputs: Sequence[SequenceOutput],
+        *,
+        kind: str,
+        model: ModelText,
+        usage_event: bool,
+        reasoning_tokens: Callable[[], int] | None = None,
     ) -> None:
+        """`reasoning_tokens`, asked at the end, is how many tokens were reasoning; None where there is none."""
         self._work = work
         self._outputs = outputs
         self._usage_event = usage_event
+        self._reasoning_tokens = reasoning_tokens
         self._head: dict[str, Any] = {
             "id": work.response_id,
             "object": kind,
@@ -155,13 +172,19 @@ class OpenAIFrame:
         """Usage and timeline, where they were asked for, and the end mark."""
         asked = self._timeline()
         if self._usage_event:
-            asked["usage"] = usage(self._work, self._outputs)
+            asked["usage"] = self._usage()
         return event({**self._head, "choices": [], **asked}) + DONE if asked else DONE
 
     def whole(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         """The whole response, usage included; `more` stands beside the choices."""
-        told = {"usage": usage(self._work, self._outputs), **self._timeline(), **more}
+        told = {"usage": self._usage(), **self._timeline(), **more}
         return encode({**self._head, "choices": choices, **told})
+
+    def _usage(self) -> dict[str, Any]:
+        told = usage(self._work, self._outputs)
+        if self._reasoning_tokens is not None:
+            told["completion_tokens_details"] = {"reasoning_tokens": self._reasoning_tokens()}
+        return told
 
     def _timeline(self) -> dict[str, Any]:
         """Each sequence's timeline, by the index of its choice, if the request asked."""
