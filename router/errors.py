@@ -63,11 +63,12 @@ def internal_error() -> ApiError:
 
 
 def deadline_passed(timeout_s: float) -> ApiError:
+    """408: the time was the request's to choose, and nothing is wrong with the server."""
     message = (
         f"the request was not finished within its {timeout_s:g} s; ask for fewer tokens, "
         "or for more time with the X-Request-Timeout header"
     )
-    return ApiError(504, message, kind="timeout_error", code="deadline_exceeded")
+    return ApiError(408, message, kind="timeout_error", code="deadline_exceeded")
 
 
 def room_failed(
@@ -83,7 +84,7 @@ def room_failed(
     if code is FailureCode.TOO_LONG:
         return ApiError(400, detail, code="context_length_exceeded")
     if code is FailureCode.DEADLINE:
-        return ApiError(504, f"a replica ran out of time: {detail}", kind="timeout_error", code="deadline_exceeded")
+        return ApiError(408, f"a replica ran out of time: {detail}", kind="timeout_error", code="deadline_exceeded")
     message = f"the request failed on {epochs} attempt{'s' if epochs > 1 else ''}, the last with {code.value}: {detail}"
     if code is FailureCode.INTERNAL:
         return ApiError(500, message, kind="server_error", code=code.value)

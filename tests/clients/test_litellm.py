@@ -49,7 +49,8 @@ def test_a_schema_is_kept(options: dict[str, Any]) -> None:
 
 def test_a_required_tool_is_called(options: dict[str, Any]) -> None:
     tool = {"type": "function", "function": {"name": "look_up", "parameters": SCHEMA}}
-    done = litellm.completion(messages=QUESTION, max_tokens=200, tools=[tool], tool_choice="required", **options)
+    options |= {"tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}
+    done = litellm.completion(messages=QUESTION, max_tokens=200, **options)
     assert done.choices[0].finish_reason == "tool_calls"
     (call,) = done.choices[0].message.tool_calls
     assert call.function.name == "look_up"

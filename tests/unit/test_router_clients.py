@@ -90,7 +90,7 @@ async def test_one_write_takes_bounded_time(tmp_path: Path) -> None:
         await router.idle()
 
 
-async def test_deadline_before_the_first_token_is_a_504(router: RouterHarness) -> None:
+async def test_deadline_before_the_first_token_is_a_408(router: RouterHarness) -> None:
     prefill, decode = await router.pair()
     call = router.post("/v1/completions", {"prompt": "a"}, headers={"X-Request-Timeout": "0.05"})
     opened = await prefill.opened(OpenPrefill)
@@ -98,7 +98,7 @@ async def test_deadline_before_the_first_token_is_a_504(router: RouterHarness) -
     assert (await prefill.aborted(opened.room)).reason is AbortReason.DEADLINE
     assert (await decode.aborted(opened.room)).reason is AbortReason.DEADLINE
     await call.done()
-    assert call.status == 504
+    assert call.status == 408
     assert call.json["error"]["code"] == "deadline_exceeded"
     await router.idle()
 
@@ -185,7 +185,7 @@ async def test_a_request_waits_for_the_first_replica_to_come_up(router: RouterHa
 async def test_waiting_for_the_first_replica_ends_with_the_deadline_or_the_client(router: RouterHarness) -> None:
     body = {"prompt": "a fox"}
     late = await router.post("/v1/completions", body, headers={"X-Request-Timeout": "0.02"}).done()
-    assert late.status == 504
+    assert late.status == 408
     call = router.complete()
     await until(lambda: bool(router.dispatcher.generations))
     call.leave()

@@ -251,7 +251,7 @@ async def test_attempts_that_a_draining_replica_ends_do_not_count(tmp_path: Path
         await completed(router, call)
 
 
-@pytest.mark.parametrize(("code", "status"), [(FailureCode.TOO_LONG, 400), (FailureCode.DEADLINE, 504)])
+@pytest.mark.parametrize(("code", "status"), [(FailureCode.TOO_LONG, 400), (FailureCode.DEADLINE, 408)])
 async def test_some_failures_are_final(router: RouterHarness, code: FailureCode, status: int) -> None:
     call, room, prefill, decode = await opened(router)
     decode.fail(room, code, "for this reason")
