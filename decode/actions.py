@@ -170,6 +170,7 @@ class DecodeActions:
             arrival=now,
             constraint=self._ports.constrain(room),
             scoring=None if receives else job.scoring,
+            priority=job.priority,
         )
         self.rooms[room] = DecodeRoom(
             room=room,

@@ -15,7 +15,7 @@ from protocol.rooms import Room
 
 
 class GrantQueue:
-    """Queued rooms in order of arrival. Reads no clock; a pass over it is worth trying when `is_due`."""
+    """Queued rooms by priority and arrival. Reads no clock; a pass over it is worth trying when `is_due`."""
 
     def __init__(self, *, lease_s: float, ageing_s: float, retry_s: float) -> None:
         self._lease_s = lease_s
@@ -51,7 +51,12 @@ class GrantQueue:
         self._tried_at = now
         return sorted(
             self._waiting.values(),
-            key=lambda record: (record.handoff is None, not self.is_aged(record, now), record.queued_at),
+            key=lambda record: (
+                record.handoff is None,
+                not self.is_aged(record, now),
+                -record.request.priority,
+                record.queued_at,
+            ),
         )
 
     def is_aged(self, record: DecodeRoom, now: float) -> bool:

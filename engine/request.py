@@ -56,8 +56,9 @@ class Request:
     `key` names the request in its engine. `logged` are tokens generated elsewhere before; generation goes on after
     them. With `retain` the request is prefill-only: after its first token its pages are kept until `Engine.release`.
     `constraint` is the place in its grammar after `logged`, if `sampling` has one.
-    With `scoring` the prompt's tokens are scored as they are computed. `arrival` orders requests by age, in any unit
-    that grows; equal ones go by order of registration. Raises ValueError for an empty prompt.
+    With `scoring` the prompt's tokens are scored as they are computed. Requests go by priority, the highest first, then
+    by age: `arrival` is in any unit that grows; equal ones go by order of registration. Raises ValueError for an empty
+    prompt.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Request:
         arrival: float = 0.0,
         constraint: Constraint | None = None,
         scoring: Scoring | None = None,
+        priority: int = 0,
     ) -> None:
         if not prompt:
             raise ValueError("the prompt is empty; at least one token is needed to generate from")
@@ -85,6 +87,7 @@ class Request:
         self.namespace = namespace
         self.retain = retain
         self.arrival = arrival
+        self.priority = priority
         self.num_prompt_tokens = len(prompt)
         """Tokens of the prompt proper, `logged` not included."""
         self.scoring = scoring
@@ -125,9 +128,9 @@ class Request:
         self._status = status
 
     @property
-    def age_key(self) -> tuple[float, int]:
-        """Ascending from the oldest request to the youngest."""
-        return (self.arrival, self.registration)
+    def age_key(self) -> tuple[int, float, int]:
+        """Ascending from the oldest request of the highest priority to the youngest of the lowest."""
+        return (-self.priority, self.arrival, self.registration)
 
     @property
     def tokens(self) -> npt.NDArray[np.int64]:

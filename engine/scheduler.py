@@ -1,8 +1,9 @@
 """Who is computed in the next step, and who gets pages.
 
 Every step takes one token of each running sequence that generates, then gives what is left of the step's token budget
-to prompts, oldest request first: those begun, then waiting ones that can be let in. Whoever is let in gets pages for
-all of its known tokens at once, in a run where possible, so only generation asks for more later.
+to prompts, those of the highest priority first and the oldest of these: those begun, then waiting ones that can be let
+in. Whoever is let in gets pages for all of its known tokens at once, in a run where possible, so only generation asks
+for more later. "Old" and "young" are meant in this order.
 
 Fairness: a waiting request that does not fit never stops a later one that does, until `max_overtakes` later ones have
 been let in; then everybody waits for it. Pages: nobody is let in unless the running ones can still grow by
@@ -233,5 +234,5 @@ class Scheduler:
         return max(0, self._memory.pages_for(tokens) - held)
 
 
-def _age(request: Request) -> tuple[float, int]:
+def _age(request: Request) -> tuple[int, float, int]:
     return request.age_key

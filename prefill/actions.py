@@ -169,6 +169,7 @@ class PrefillActions:
             arrival=now,
             constraint=self._ports.constrain(room),
             scoring=job.scoring,
+            priority=job.priority,
         )
         record = PrefillRoom(
             room=room,

@@ -11,7 +11,7 @@ from protocol.rooms import Room
 
 
 class AheadLimit:
-    """Waiting rooms in order of arrival, and the pages that rooms not yet reserved hold in the engine.
+    """Waiting rooms by priority and arrival, and the pages that rooms not yet reserved hold in the engine.
 
     A room that does not fit never stops one behind it that does, until it has waited for `ageing_s`; from then on rooms
     that came later and are not reserved either wait for it. A room larger than the whole share waits for its
@@ -53,7 +53,7 @@ class AheadLimit:
         """The rooms to put into the engine now; they wait no more."""
         taken: list[PrefillRoom] = []
         pages, blocked = self.num_pages, False
-        for record in self._waiting.values():
+        for record in sorted(self._waiting.values(), key=lambda record: record.request.age_key):
             if not record.waits_for_reservation or record.num_pages > self._pool_pages:
                 taken.append(record)
             elif not blocked and pages + record.num_pages <= self._max_pages:

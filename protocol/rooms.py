@@ -57,6 +57,8 @@ class Job(msgspec.Struct, frozen=True, array_like=True):
     """Whether the halves are to tell the router their `Phases`."""
     scoring: Scoring | None = None
     """Which of the prompt's tokens are to be scored: by whoever computes the prompt, before its first token."""
+    priority: Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)] = 0
+    """Of waiting jobs those with the highest go first."""
 
 
 # ---- router -> replica: opening rooms -------------------------------------------------------------------------

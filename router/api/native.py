@@ -57,6 +57,7 @@ async def parse_generate(body: bytes, model: ModelText) -> tuple[Work, list[Sequ
         choices=n,
         stream=request.stream,
         timeline=request.return_timeline,
+        priority=request.priority,
         scoring=[_scoring(each, prompt) for each, prompt in zip(described, prompts, strict=True)],
     )
     outputs = [

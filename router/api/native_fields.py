@@ -94,7 +94,6 @@ class GenerateRequest(ApiModel):
         "disagg_prefill_dp_rank": (),
         "kv_router_hint": (),
         "routing_key": (),
-        "priority": (0,),
     }
 
     text: Texts = None
@@ -113,6 +112,8 @@ class GenerateRequest(ApiModel):
     token_ids_logprob: TokenIds | list[TokenIds] = Field(default_factory=list)
     """Tokens whose logprobs are told at every position."""
     return_text_in_logprobs: bool = False
+    priority: Whole = Field(0, ge=-(2**31), lt=2**31)
+    """Of waiting requests those with the highest go first."""
     return_timeline: bool = False
     """Ours: tell where the time went, in the meta_info of the last event."""
     no_logs: bool = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pydantic
 from pydantic import Field
 
 from protocol.rooms import Job
@@ -42,19 +41,12 @@ class OpenAIFields(SamplingFields):
     metadata: dict[str, str] | None = None
     cache_salt: str | None = Field(None, min_length=1, max_length=1024)
     """As vLLM: requests share cached prefixes with those of the same salt only."""
-    priority: Whole = 0
-    """As vLLM, whose default is 0."""
+    priority: Whole = Field(0, gt=-(2**31), lt=2**31)
+    """As vLLM: of waiting requests those with the lowest go first."""
     spaces_between_special_tokens: bool = True
     """As vLLM and SGLang; tokenizers of the kind served here never put any, whatever it says."""
     return_timeline: bool = False
     """Ours: tell where the time went."""
-
-    @pydantic.field_validator("priority")
-    @classmethod
-    def _no_priorities(cls, value: int) -> int:
-        if value:
-            raise ValueError("requests are served as they come, none before another; leave it out")
-        return value
 
     def grammars(self) -> list[Grammar]:
         return [*response_format_grammars(self.response_format), *super().grammars()]
@@ -98,6 +90,7 @@ class OpenAIFields(SamplingFields):
             stream=self.stream,
             timeline=self.return_timeline,
             scoring=[scoring] * len(prompts),
+            priority=-self.priority,
         )
 
 
@@ -112,6 +105,7 @@ def make_work(
     stream: bool,
     timeline: bool,
     scoring: Sequence[Scoring | None],
+    priority: int = 0,
 ) -> Work:
     """Prompts times choices; raises `ApiError` (400) for more sequences than one request may have."""
     total, most = len(prompts) * choices, model.config.max_sequences_per_request
@@ -128,6 +122,7 @@ def make_work(
             namespace=model.stamp.namespace(cache_salt),
             timeline=timeline,
             scoring=scored if choice == 0 else None,  # the others' are the same
+            priority=priority,
         )
         for prompt, params, scored in zip(prompts, sampling, scoring, strict=True)
         for choice in range(choices)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from prefill.counters import PrefillStage
@@ -244,6 +245,16 @@ def test_rooms_are_computed_ahead_up_to_a_share_and_then_when_reserved() -> None
     bench.half.handle("decode", Reservation(rooms[2], 0))
     bench.run()
     assert bench.half.rooms[rooms[2]].state is PrefillState.RETAINED
+
+
+def test_the_share_goes_to_the_highest_priority() -> None:
+    bench = PrefillBench(pages=16, ahead_share=0.25)
+    for index, (name, priority) in enumerate((("plain", 0), ("high", 1))):
+        work = msgspec.structs.replace(job([index + 10, *PROMPT[1:]]), priority=priority)
+        bench.half.handle("router", open_prefill(Room(name, 0), work))
+    bench.run()
+    states = {room.request_id: record.state.name for room, record in bench.half.rooms.items()}
+    assert states == {"plain": "WAITING", "high": "RETAINED"}
 
 
 def test_reserving_one_room_makes_space_for_another() -> None:

@@ -123,7 +123,7 @@ CHAT_FIELDS = [
     ({"tools": [TOOL], "tool_choice": NAMED_G}, "tool_choice", '"g" is none of the tools, which are f'),
     ({"store": True}, "store", "not supported"),
     ({"service_tier": "flex"}, "service_tier", "not supported"),
-    ({"priority": 1}, "priority", "1"),
+    ({"priority": 2**31}, "priority", "2147483648"),
     ({"prediction": {"type": "content"}}, "prediction", "not supported"),
     ({"echo": True}, "echo", "set continue_final_message"),
     ({"continue_final_message": True}, "continue_final_message", "no text of the assistant"),

@@ -195,6 +195,13 @@ async def test_generate_takes_a_value_for_each_prompt(router: RouterHarness) -> 
     assert not any("logprob" in name for name in second["meta_info"])
 
 
+async def test_priorities_reach_the_replicas(router: RouterHarness) -> None:
+    prefill, _ = await router.pair(automatic=True)
+    await generate(router, priority=3)
+    await complete(router, priority=3)  # vLLM counts the other way round
+    assert [opened.job.priority for opened in prefill.opens] == [3, -3]
+
+
 async def test_generate_can_score_and_make_nothing(router: RouterHarness) -> None:
     _, decode = await router.pair(automatic=True)
     answer = await generate(router, max_new_tokens=0, return_logprob=True, logprob_start_len=0)

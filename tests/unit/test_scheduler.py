@@ -197,3 +197,13 @@ def test_a_preempted_request_goes_back_to_its_place_by_age() -> None:
     _compute(scheduler.schedule())
     _compute(scheduler.schedule())
     assert [each.key for each in scheduler.waiting] == ["b", "c"]
+
+
+def test_the_highest_priority_goes_first_and_the_lowest_gives_way() -> None:
+    scheduler = _scheduler(max_running_requests=1)
+    for key, priority in (("plain", 0), ("low", -1), ("high", 5), ("higher", 6)):
+        made = _new(key, 4)
+        made.priority = priority
+        scheduler.add(made)
+    assert [each.key for each in scheduler.waiting] == ["higher", "high", "plain", "low"]
+    assert [item.request.key for item in scheduler.schedule()] == ["higher"]
