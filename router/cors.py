@@ -67,10 +67,10 @@ class Cors:
         await send({"type": "http.response.body", "body": b""})
 
     def _marks(self, allowed: str | None) -> list[tuple[bytes, bytes]]:
-        if _ANY in self._origins:
-            shared = [(b"access-control-allow-origin", b"*")]
-        else:
-            shared = [(b"vary", b"Origin")]
-            if allowed is not None:
-                shared.append((b"access-control-allow-origin", allowed.encode("latin-1")))
-        return [*shared, (b"access-control-expose-headers", _EXPOSED.encode())]
+        """Headers of an answer to a page of the `allowed` origin, if it is one."""
+        marks = [] if _ANY in self._origins else [(b"vary", b"Origin")]
+        if allowed is not None:
+            origin = _ANY if _ANY in self._origins else allowed
+            marks.append((b"access-control-allow-origin", origin.encode("latin-1")))
+            marks.append((b"access-control-expose-headers", _EXPOSED.encode()))
+        return marks
