@@ -100,6 +100,8 @@ def plan_tools(tools: Sequence[_Tool], choice: Any, *, parallel: bool) -> ToolPl
     if choice == "none":
         return ToolPlan()
     names, required = _chosen(choice, list(functions))
+    if _named(choice) is not None:
+        parallel = False  # one call of the tool that is named, as OpenAI has it
     if required and not functions:
         raise invalid("tool_choice", f"{shown(choice)} needs tools; give at least one")
     if not functions:
@@ -116,15 +118,23 @@ def _chosen(choice: Any, names: list[str]) -> tuple[list[str], bool]:
     """(the names that may be called, whether one must be)."""
     if choice in ("auto", "required"):
         return names, choice == "required"
+    if (name := _named(choice)) is not None:
+        return [name], True
     match choice:
-        case {"type": "function", "function": {"name": str(name), **rest}, **more} if not rest and not more:
-            return [name], True
         case {"type": "allowed_tools", "allowed_tools": {"mode": ("auto" | "required") as mode, "tools": [*allowed]}}:
-            named = [tool.get("function", {}).get("name") for tool in allowed if isinstance(tool, dict)]
-            if named and len(named) == len(allowed) and all(isinstance(name, str) for name in named):
+            named = [name for tool in allowed if (name := _named(tool)) is not None]
+            if named and len(named) == len(allowed):
                 return list(dict.fromkeys(named)), mode == "required"
     raise invalid(
         "tool_choice",
         f"{shown(choice)} is no choice; give none, auto, required, "
         'or {"type": "function", "function": {"name": ...}} to name one',
     )
+
+
+def _named(value: Any) -> str | None:
+    """The name in `{"type": "function", "function": {"name": ...}}`."""
+    match value:
+        case {"type": "function", "function": {"name": str(name), **rest}, **more} if not rest and not more:
+            return name
+    return None

@@ -90,7 +90,7 @@ async def test_calls_that_are_required_named_or_alone(cluster: WorkerCluster) ->
     named: Any = {"type": "function", "function": {"name": "get_weather"}}
     await asyncio.gather(
         *(ask(seed, set(SCHEMAS), tool_choice="required", parallel_tool_calls=False) for seed in SEEDS),
-        *(ask(seed, {"get_weather"}, tool_choice=named, parallel_tool_calls=False) for seed in SEEDS),
+        *(ask(seed, {"get_weather"}, tool_choice=named) for seed in SEEDS),
         ask(0, set(SCHEMAS), tool_choice="required"),
     )
     assert ended.count("tool_calls") >= 2 * len(SEEDS), "a call alone ends"
@@ -100,7 +100,7 @@ async def test_a_conversation_with_a_tool(cluster: WorkerCluster) -> None:
     api = client(cluster)
     common: Any = {"model": MODEL_NAME, "tools": TOOLS, "temperature": 0, "max_tokens": 200}
     named: Any = {"type": "function", "function": {"name": "get_weather"}}
-    first = await api.chat.completions.create(messages=MESSAGES, tool_choice=named, parallel_tool_calls=False, **common)
+    first = await api.chat.completions.create(messages=MESSAGES, tool_choice=named, **common)
     assert first.choices[0].finish_reason == "tool_calls"
     (call,) = first.choices[0].message.tool_calls or []
     result = {"role": "tool", "tool_call_id": call.id, "content": "12 degrees and rain"}
