@@ -2,6 +2,7 @@
 # make test    everything the tests need, then the tests; TESTS=tests/unit/test_link.py: only these
 # make test-clients   client libraries of others against a cluster
 # make check   ruff and mypy
+# make schemas hundreds of JSON schemas, regexes and grammars with the embedded model, minutes
 # make clean   removes the virtual environment and caches
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -12,7 +13,7 @@ TESTS  ?=
 VENV   := .venv
 PYTEST := $(VENV)/bin/python -m pytest -m "not gpu and not clients"
 
-.PHONY: serve python install install-dev test test-clients check clean
+.PHONY: serve python install install-dev test test-clients check clean schemas
 
 serve: install
 	@exec $(VENV)/bin/python -m cluster.launch --config $(CONFIG) --host $(HOST) --port $(PORT)
@@ -34,6 +35,9 @@ test-clients: python
 	@$(PYTHON) deploy/install.py --venv $(VENV) --extras dev,clients
 	@$(VENV)/bin/python -m engine.model.embedded
 	@$(VENV)/bin/python -m pytest -m clients tests/clients
+
+schemas: install-dev
+	@$(VENV)/bin/python -m tests.schemas.run
 
 check: install-dev
 	@$(VENV)/bin/ruff check .
