@@ -192,12 +192,12 @@ def test_what_means_something_else_is_refused_with_both_values(peer):
 
 
 class Asker:
-    """A connection for grains, past its handshake."""
+    """A connection for grains (or for 8 bits), past its handshake."""
 
-    def __init__(self, peer: UnequalPeer) -> None:
+    def __init__(self, peer, *, want: Want = Want.GRAINS) -> None:
         self.sock = socket.create_connection((peer.ticket.tcp_host, peer.ticket.tcp_port), timeout=30)
         nonce, theirs = new_nonce(), decode_greeting(self.receive(GREETING_BYTES))
-        self.sock.sendall(encode_hello(SECRET, theirs, want=Want.GRAINS, boot=7, nonce=nonce))
+        self.sock.sendall(encode_hello(SECRET, theirs, want=want, boot=7, nonce=nonce))
         self.receive(WELCOME_BYTES)
         self.key = connection_key(SECRET, theirs, nonce)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_transfer_grains import Asker
 from transfer_pools import SECRET, Breaker, Receiver, closing
 
 from protocol.handshake import PoolShape
@@ -18,6 +19,7 @@ from transfer.int8_codec import Int8Codec, coded_bytes
 from transfer.layout import Grid, cut_between
 from transfer.memory import SharedMemory
 from transfer.server import PageServer
+from transfer.wire import Want
 
 # ---- the codec ------------------------------------------------------------------------------------------------
 
@@ -245,6 +247,15 @@ def test_it_takes_two(gives, takes):
         memory = np.frombuffer(taker.memory.view, dtype=np.uint8)
         assert np.array_equal(page_values(memory, 6), page_values(peer.bytes, 5))
         del memory
+
+
+def test_requests_beyond_the_pool_are_not_even_read(peer):
+    """Each page asked for costs the giver memory for its checksum, before it can look at the request's tag."""
+    with (
+        closing(Asker(peer, want=Want.INT8)) as (asker,),
+        pytest.raises((AssertionError, ConnectionError), match=r"closed|reset"),
+    ):
+        asker.ask(1, (32, 0, 4), [(0, 2**31)])
 
 
 def test_a_peer_that_promises_what_it_does_not_serve_fails_the_copy():
