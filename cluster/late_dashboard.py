@@ -27,7 +27,7 @@ class LateDashboard:
 
     def __init__(self) -> None:
         self._start: Callable[[], str | None] | None = None
-        self._thread: threading.Thread | None = None
+        self._done = threading.Event()
         self._url: str | None = None
 
     @contextlib.contextmanager
@@ -55,15 +55,15 @@ class LateDashboard:
 
     def start(self, url: str | None) -> None:
         """Start it in the background if it was held back; otherwise `url` is where Ray says that it is."""
-        self._url = url
-        if self._start is not None:
-            self._thread = threading.Thread(target=self._run, args=(self._start,), name="dashboard", daemon=True)
-            self._thread.start()
+        if self._start is None:
+            self._url = url
+            self._done.set()
+        else:
+            threading.Thread(target=self._run, args=(self._start,), name="dashboard", daemon=True).start()
 
     def url(self, *, timeout_s: float) -> str | None:
         """Host and port once it answers; None when it could not start or takes longer than `timeout_s`."""
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        self._done.wait(timeout_s)
         return self._url
 
     def _run(self, start: Callable[[], str | None]) -> None:
@@ -75,3 +75,5 @@ class LateDashboard:
             log.exception("Ray's dashboard did not start; the cluster serves without it")
         else:
             self._url = None if url is None else url.removeprefix("http://")
+        self._done.set()
+        threading.Event().wait()  # for ever: the kernel ends what Ray started when the thread that started it ends

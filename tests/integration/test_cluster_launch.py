@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from live_cluster import ROOT, LiveCluster
+from made_up_requests import every_operation_answers
 from openai import OpenAI
 
 from cluster.process_tree import descendants
@@ -87,6 +88,10 @@ def test_http_came_by_haproxy_and_went_through_both_halves(cluster: LiveCluster)
     states = cluster.replica_states().values()
     assert sum(state["prefill"]["counters"]["delivered"] for state in states) > 0
     assert sum(state["decode"]["counters"]["admitted"] for state in states) > 0
+
+
+def test_requests_made_up_from_the_openapi_document_are_answered(cluster: LiveCluster) -> None:
+    assert every_operation_answers(cluster.url, examples=5) > 10
 
 
 def test_the_dashboard_shows_every_deployment_healthy(cluster: LiveCluster) -> None:
