@@ -76,6 +76,7 @@ def cut(text: str, sizes: Sequence[int]) -> list[str]:
 def parse(family: ToolFamily, pieces: Sequence[str]) -> list[Event]:
     parser = ToolParser(family.read, NAMES)
     events = [event for piece in pieces for event in parser.feed(piece)]
+    assert all(isinstance(event, CallStart) or event.text for event in events), "nothing empty is sent"
     return merged([*events, *parser.finish()])
 
 

@@ -37,7 +37,8 @@ class ToolParser:
         for start in range(0, len(text), _BLOCK):
             self._source.append(text[start : start + _BLOCK])
             next(self._steps)
-        return merged(self._sink.drain())
+        events = self._sink.drain()
+        return merged(events) if len(events) > 1 else events
 
     def finish(self) -> list[Event]:
         """What was held back, now that no more text follows; once, at the end."""

@@ -65,7 +65,16 @@ class Source:
 
     def until(self, sink: Sink, markers: tuple[str, ...]) -> Steps[str | None]:
         """Everything up to one of `markers` is content. Returns that marker, the mark before it; None at the end."""
+        starts = {marker[0] for marker in markers}
         while True:
+            if starts.isdisjoint(self._text):  # as nearly every piece of a text is
+                sink.content(self._text)
+                self._at = len(self._text)
+                self.settle()
+                if self._ended:
+                    return None
+                yield
+                continue
             found = [(place, -len(marker), marker) for marker in markers if (place := self._text.find(marker)) >= 0]
             if found:
                 place, _, marker = min(found)
@@ -178,6 +187,8 @@ class Sink:
         self._only_layout = True
 
     def content(self, text: str) -> None:
+        if not text:
+            return
         if self._only_layout:
             self._layout += text
             if not self._layout.strip():
@@ -191,7 +202,8 @@ class Sink:
         self._events.append(CallStart(name))
 
     def arguments(self, text: str) -> None:
-        self._events.append(CallArguments(text))
+        if text:
+            self._events.append(CallArguments(text))
 
     def close(self) -> None:
         """The text has ended: space without any call was content."""
