@@ -9,7 +9,6 @@ from typing import Protocol
 from text.message_events import Event, merged
 from text.tools.source import Sink, Source, Steps
 
-
 _BLOCK = 512
 """Characters read at a time: a parser may go over what it has before it again and again."""
 
