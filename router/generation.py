@@ -27,7 +27,7 @@ from router.failover import Failover
 from router.half_rooms import HalfRooms
 from router.metrics import RouterMetrics
 from router.pairing import Route, RouteRequest
-from router.prefix_index import prefix_chain
+from router.prefix_index import BLOCK_TOKENS, prefix_chain
 from router.replica_view import ReplicaView
 from router.score_log import ScoreLog
 from router.timeline import SequenceTimeline
@@ -121,7 +121,10 @@ class Generation:
         if timeline is not None:
             timeline.received(received_at)
         self._chain = prefix_chain(job.prompt, namespace=job.namespace)
-        self._halves = HalfRooms(chain=self._chain, metrics=services.metrics)
+        # What is scored is computed, whatever is cached.
+        scored_from = len(job.prompt) if job.scoring is None else job.scoring.start - 1
+        self._reused = self._chain[: scored_from // BLOCK_TOKENS]
+        self._halves = HalfRooms(chain=self._chain, reused=self._reused, metrics=services.metrics)
         self._failover = Failover()
         self._timer: asyncio.TimerHandle | None = None
         self._in_vain = 0
@@ -268,7 +271,7 @@ class Generation:
         request = self._failover.request(
             prompt_tokens=len(job.prompt),
             logged=len(self.log.tokens),
-            chain=self._chain,
+            chain=self._reused,
             single_token=job.sampling.max_tokens == 1,
         )
         return self._services.choose(request, patient=patient)

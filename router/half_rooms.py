@@ -16,12 +16,13 @@ from router.replica_view import Charge, ReplicaView
 class HalfRooms:
     """At most one epoch's halves at a time."""
 
-    def __init__(self, *, chain: Sequence[int], metrics: RouterMetrics) -> None:
-        """`chain` is the prompt's `prefix_chain`."""
+    def __init__(self, *, chain: Sequence[int], reused: Sequence[int], metrics: RouterMetrics) -> None:
+        """`chain` is the prompt's `prefix_chain`, `reused` the part of it that whoever computes it may have cached."""
         self.prefill: ReplicaView | None = None
         self.decode: ReplicaView | None = None
         self._room = Room("", -1)
         self._chain = chain
+        self._reused = reused
         self._metrics = metrics
 
     @property
@@ -74,6 +75,6 @@ class HalfRooms:
         for view in (route.prefill, route.decode):
             if view is None:
                 continue
-            missing = tokens - view.prefixes.matched_tokens(self._chain) if view is computing else 0
+            missing = tokens - view.prefixes.matched_tokens(self._reused) if view is computing else 0
             view.charge(self._room.request_id, Charge(missing, tokens))
             view.prefixes.record(self._chain)

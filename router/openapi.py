@@ -38,6 +38,12 @@ _TIMEOUT = {
     "description": "Seconds within which the request must be finished",
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
+_LAST_EVENT = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "description": "The id of the last event received of a stream, which then goes on after it",
+    "schema": {"type": "string"},
+}
 
 
 class Described(Protocol):
@@ -100,7 +106,7 @@ def _operation(operation: Described, path: str, method: str, schemas: dict[str, 
         for each, words in operation.query.items()
     ]
     if operation.streams:
-        parameters.append(_TIMEOUT)
+        parameters += [_TIMEOUT, _LAST_EVENT]
     found: dict[str, Any] = {
         "operationId": f"{method.lower()}_{name}",
         "summary": operation.summary,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
@@ -41,6 +42,8 @@ class OpenAIFields(SamplingFields):
     metadata: dict[str, str] | None = None
     cache_salt: str | None = Field(None, min_length=1, max_length=1024)
     """As vLLM: requests share cached prefixes with those of the same salt only."""
+    rid: str | None = Field(None, min_length=1, max_length=128)
+    """As SGLang: the client's own name for the request, by which /abort_request ends it."""
     priority: Whole = Field(0, gt=-(2**31), lt=2**31)
     """As vLLM: of waiting requests those with the lowest go first."""
     spaces_between_special_tokens: bool = True
@@ -80,7 +83,7 @@ class OpenAIFields(SamplingFields):
             )
             for limit in limits
         ]
-        return make_work(
+        work = make_work(
             model,
             response_id=f"{kind}-{model.stamp.token}",
             cache_salt=self.cache_salt,
@@ -92,6 +95,7 @@ class OpenAIFields(SamplingFields):
             scoring=[scoring] * len(prompts),
             priority=-self.priority,
         )
+        return work if self.rid is None else replace(work, names={self.rid: range(len(work.jobs))})
 
 
 def make_work(

@@ -67,15 +67,17 @@ async def test_one_prompt_of_a_batch_is_ended_alone(router: RouterHarness) -> No
     await router.idle()
 
 
-async def test_a_chat_is_ended_by_the_id_of_its_response(router: RouterHarness) -> None:
+async def test_a_chat_is_ended_by_its_name_or_the_id_of_its_response(router: RouterHarness) -> None:
     replica = await router.add("one", ReplicaRole.AGGREGATED)
     messages = [{"role": "user", "content": "hi"}]
-    call = router.post("/v1/chat/completions", {"messages": messages, "stream": True, "max_tokens": 50})
-    opened = await replica.opened(OpenGenerate)
-    replica.send(opened.room, 0, TEXT_IDS[0])
-    await call.shows("the")
-    await router.post("/abort_request", {"rid": call.events[0]["id"]}).done()
-    assert (await call.done()).events[-2]["choices"][0]["finish_reason"] == "abort"
+    body = {"messages": messages, "stream": True, "max_tokens": 50, "rid": "mine"}
+    for name in ("id", "rid"):
+        call = router.post("/v1/chat/completions", body)
+        opened = await replica.opened(OpenGenerate)
+        replica.send(opened.room, 0, TEXT_IDS[0])
+        await call.shows("the")
+        await router.post("/abort_request", {"rid": call.events[0]["id"] if name == "id" else "mine"}).done()
+        assert (await call.done()).events[-2]["choices"][0]["finish_reason"] == "abort"
 
 
 async def test_a_request_is_ended_at_the_router_that_has_it(tmp_path: Path) -> None:

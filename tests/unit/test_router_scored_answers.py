@@ -195,6 +195,19 @@ async def test_generate_takes_a_value_for_each_prompt(router: RouterHarness) -> 
     assert not any("logprob" in name for name in second["meta_info"])
 
 
+async def test_what_is_scored_is_charged_whole(router: RouterHarness) -> None:
+    replica = await router.add("one", ReplicaRole.AGGREGATED)
+    prompt = list(range(5, 105))
+    for start, charged in ((-1, 100), (-1, 4), (0, 100), (70, 36)):
+        call = router.post("/generate", {"input_ids": prompt, "return_logprob": True, "logprob_start_len": start})
+        opened = await replica.opened(OpenGenerate)
+        assert router.view(replica).prefill_tokens == charged
+        if opened.job.scoring is not None:
+            _score(replica, opened)
+        replica.send(opened.room, 0, TEXT_IDS[0], finish=FinishReason.LENGTH, logprob=-1.0)
+        await call.done()
+
+
 async def test_priorities_reach_the_replicas(router: RouterHarness) -> None:
     prefill, _ = await router.pair(automatic=True)
     await generate(router, priority=3)
