@@ -33,6 +33,9 @@ from router.work import Delta, SequenceOutput, Work
 
 _STREAM_HEADERS = [(b"content-type", EVENT_STREAM), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
+_SCORED_HERE = 512
+"""Scored tokens of prompts that the event loop describes itself; more would hold up the streams of others."""
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -189,7 +192,11 @@ class RequestRunner:
         self._take(ready)
         while self._unfinished:
             self._take(await self._next(ticket))
-        await self._exchange.answer(200, self._response.whole())
+        if self._work.scored_tokens <= _SCORED_HERE:
+            data = self._response.whole()
+        else:
+            data = await asyncio.to_thread(self._response.whole)
+        await self._exchange.answer(200, data)
 
     async def _next(self, ticket: Ticket) -> Ready:
         ready = await self._stream.next()

@@ -6,6 +6,7 @@ sequence's first token is let out. An epoch that fails leaves what it has scored
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -34,11 +35,12 @@ class ScoreLog:
     def __init__(self, scoring: Scoring, *, prompt_tokens: int) -> None:
         self.scoring = scoring
         self._end = max(scoring.start, prompt_tokens)
-        self._logprobs: list[float] = []
-        self._ranks: list[int] = []
-        self._top_tokens: list[int] = []
-        self._top_logprobs: list[float] = []
-        self._named: list[float] = []
+        # Arrays, because there can be as many values as a router may queue tokens, times twenty.
+        self._logprobs = array("d")
+        self._ranks = array("i")
+        self._top_tokens = array("i")
+        self._top_logprobs = array("d")
+        self._named = array("d")
 
     @property
     def is_complete(self) -> bool:
@@ -60,11 +62,11 @@ class ScoreLog:
         lengths = [len(scores.ranks), len(scores.top_tokens), len(scores.top_logprobs), len(scores.tokens)]
         if lengths != [count * width for width in (int(self.scoring.ranks), top, top, named)]:
             raise ContradictionError(f"scores of {count} tokens that are not what was asked for")
-        self._logprobs += scores.logprobs
-        self._ranks += scores.ranks
-        self._top_tokens += scores.top_tokens
-        self._top_logprobs += scores.top_logprobs
-        self._named += scores.tokens
+        self._logprobs.extend(scores.logprobs)
+        self._ranks.extend(scores.ranks)
+        self._top_tokens.extend(scores.top_tokens)
+        self._top_logprobs.extend(scores.top_logprobs)
+        self._named.extend(scores.tokens)
 
     def __iter__(self) -> Iterator[PositionScore]:
         """Every position scored so far, in order."""
@@ -77,7 +79,7 @@ class ScoreLog:
                 logprob=logprob,
                 rank=self._ranks[index] if self.scoring.ranks else None,
                 top=[(token, each) for token, each in best if token >= 0],
-                named=self._named[index * named : (index + 1) * named],
+                named=self._named[index * named : (index + 1) * named].tolist(),
             )
 
     @property

@@ -34,6 +34,11 @@ class Work:
         """Of every prompt, each counted once."""
         return sum(len(job.prompt) for job in self.jobs[:: self.choices])
 
+    @property
+    def scored_tokens(self) -> int:
+        """Tokens of prompts whose scores the answer tells."""
+        return sum(max(0, len(job.prompt) - job.scoring.start) for job in self.jobs if job.scoring is not None)
+
 
 @dataclass(slots=True)
 class Delta:

@@ -195,6 +195,17 @@ async def test_generate_takes_a_value_for_each_prompt(router: RouterHarness) -> 
     assert not any("logprob" in name for name in second["meta_info"])
 
 
+async def test_long_scored_prompts_are_described_beside_the_event_loop(tmp_path: Path) -> None:
+    async with running_router(tmp_path, context_length=4096) as router:
+        await router.pair(automatic=True)
+        prompts = [list(range(5, 105)) * 3, list(range(5, 305))]
+        fields = {"max_tokens": 0, "echo": True, "logprobs": 1, "prompt_logprobs": 0}
+        together = (await complete(router, prompt=prompts, **fields))["choices"]
+        for choice, prompt in zip(together, prompts, strict=True):
+            (alone,) = (await complete(router, prompt=prompt, **fields))["choices"]
+            assert choice | {"index": 0} == alone
+
+
 async def test_what_is_scored_is_charged_whole(router: RouterHarness) -> None:
     replica = await router.add("one", ReplicaRole.AGGREGATED)
     prompt = list(range(5, 105))
