@@ -282,8 +282,8 @@ class EngineThread:
                 self._decode.handle(link_id, message)
             case Abort() | Closed():
                 self._gate.aborted(message.room)
-                half = self._prefill if self._is_for_prefill(link_id, message.room) else self._decode
-                half.handle(link_id, message)
+                for half in self._halves_of(link_id, message.room):
+                    half.handle(link_id, message)
             case FlushCache(number):
                 self._outbox.send(link_id, self._flushed(number))
             case _:
@@ -302,11 +302,16 @@ class EngineThread:
             case (link_id, OpenDecode() | OpenGenerate() as opening):
                 self._decode.handle(link_id, opening)
 
-    def _is_for_prefill(self, link_id: str, room: Room) -> bool:
-        """Decode peers speak to our prefill half, prefill peers to our decode half, a router to the one it opened."""
+    def _halves_of(self, link_id: str, room: Room) -> list[PrefillHalf | DecodeHalf]:
+        """Decode peers speak to our prefill half, prefill peers to our decode half, a router to the one it opened. An
+        abort that comes before its open does not say which that would be, so both refuse it."""
         if link_id in self._decode_peers:
-            return True
-        return link_id in self._routers and self._prefill.knows(room)
+            return [self._prefill]
+        if link_id not in self._routers:
+            return [self._decode]
+        if self._prefill.knows(room):
+            return [self._prefill]
+        return [self._decode] if self._decode.knows(room) else [self._decode, self._prefill]
 
     def _flush(self) -> None:
         now = time.monotonic()

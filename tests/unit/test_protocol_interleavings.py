@@ -50,9 +50,11 @@ ahead, and then has no space for the first. Only a reservation that is taken bac
 """
 
 
-def maker(scenario: str, break_law: Callable[[Replica], None] | None = None) -> Callable[[], World]:
+def maker(
+    scenario: str, break_law: Callable[[Replica], None] | None = None, *, unreliable: bool = False
+) -> Callable[[], World]:
     asked, pages = SCENARIOS[scenario]
-    return lambda: World(asked, pages=pages, break_law=break_law)
+    return lambda: World(asked, pages=pages, break_law=break_law, unreliable=unreliable)
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +101,21 @@ def test_random_schedules_with_faults(scenario: str) -> None:
         results.update(client.result for client in world.router.clients.values())
     assert results["finished"] > 40
     assert results["gone"] > 10
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_random_schedules_where_messages_get_lost_and_overtake_each_other(scenario: str) -> None:
+    """More than a link does: offers, reservations, handoffs, confirmations and aborts, each alone."""
+    results: Counter[str] = Counter()
+    for seed in range(100):
+        try:
+            make = maker(scenario, unreliable=True)
+            world = walk(make, seed=seed, faults=1 + seed % 5, fault_rate=0.2, wait_rate=0.1 * (seed % 3))
+        except Exception as error:
+            raise LawBroken(f"{error} in the walk of seed {seed}") from error
+        results.update(client.result for client in world.router.clients.values())
+    assert results["finished"] > 50
+    assert results["deadline"] > 0, "no message was lost that anybody needed"
 
 
 # ---- the protocol with one law broken -----------------------------------------------------------------------------
@@ -164,6 +181,20 @@ def admitted_before_all_pages_are_here(replica: Replica) -> None:
 
 def computed_ahead_without_limit(replica: Replica) -> None:
     replica.prefill._ahead._max_pages = 1000
+
+
+def an_early_abort_bars_one_half_only(replica: Replica) -> None:
+    replica._halves_of = lambda wire, room: [Replica._halves_of(replica, wire, room)[0]]  # type: ignore[method-assign]
+
+
+def test_an_open_that_an_abort_has_overtaken_is_found() -> None:
+    def try_all() -> None:
+        make = maker("one room", an_early_abort_bars_one_half_only, unreliable=True)
+        for seed in range(120):
+            walk(make, seed=seed, faults=1 + seed % 5, fault_rate=0.2, wait_rate=0.1 * (seed % 3))
+
+    with pytest.raises(LawBroken, match="lives although it sent"):
+        try_all()
 
 
 @pytest.mark.parametrize(

@@ -91,13 +91,19 @@ class Replica:
         if isinstance(message, OpenPrefill | Join | Reservation | Delivered):
             self.prefill.handle(wire, message)
         elif isinstance(message, Abort | Closed):
-            from_decode = not wire.startswith(("router", self.name))
-            if from_decode or (wire.startswith("router") and self.prefill.knows(message.room)):
-                self.prefill.handle(wire, message)
-            else:
-                self.decode.handle(wire, message)
+            for half in self._halves_of(wire, message.room):
+                half.handle(wire, message)
         else:
             self.decode.handle(wire, message)
+
+    def _halves_of(self, wire: str, room: Room) -> list[PrefillHalf | DecodeHalf]:
+        if not wire.startswith(("router", self.name)):
+            return [self.prefill]
+        if not wire.startswith("router"):
+            return [self.decode]
+        if self.prefill.knows(room):
+            return [self.prefill]
+        return [self.decode] if self.decode.knows(room) else [self.decode, self.prefill]
 
     def lose(self, wire: str) -> None:
         self.touched = True

@@ -32,9 +32,11 @@ class World:
         pages: tuple[int, int] = (8, 8),
         deadline: float = 60.0,
         break_law: Callable[[Replica], None] | None = None,
+        unreliable: bool = False,
     ) -> None:
         """`pages` are those of P's pool and of D's; `break_law` is done to every replica that boots, for proving that
-        the tests notice."""
+        the tests notice. Where wires are `unreliable`, single messages can get lost or overtake each other, which no
+        link lets them: then nothing wrong may happen either, but it may take leases and deadlines to end."""
         self.now = START
         self.wires: dict[str, Wire] = {}
         self.replicas: dict[str, Replica] = {}
@@ -45,6 +47,7 @@ class World:
         """The peer that each wire of D's own leads to."""
         self._pages = dict(zip(("P", "D"), pages, strict=True))
         self._break_law = break_law
+        self._unreliable = unreliable
         self._numbers = itertools.count(1)
         self._boots = {"P": 0, "D": 0}
         self.router = Router(self, asked, deadline=self.now + deadline)
@@ -128,6 +131,9 @@ class World:
             if not wire.broken:
                 found.append(("break", wire.name))
                 found += [("repeat", wire.name, end) for end in wire.ends if wire.queues[end]]
+                if self._unreliable:
+                    found += [("drop", wire.name, end) for end in wire.ends if wire.queues[end]]
+                    found += [("overtake", wire.name, end) for end in wire.ends if len(wire.queues[end]) > 1]
         for name, replica in self.replicas.items():
             if replica.alive:
                 found.append(("kill", name))
@@ -148,6 +154,11 @@ class World:
                 self._deliver(self.wires[name], end, keep=False)
             case ("repeat", str(name), str(end)):
                 self._deliver(self.wires[name], end, keep=True)
+            case ("drop", str(name), str(end)):
+                self.wires[name].queues[end].popleft()
+            case ("overtake", str(name), str(end)):
+                first = self.wires[name].queues[end].popleft()
+                self.wires[name].queues[end].insert(1, first)
             case ("lose", str(name), str(end)):
                 self._lose(self.wires[name], end)
             case ("pass", str(name)):
@@ -220,6 +231,8 @@ class World:
 
     def check_settled(self) -> None:
         """With nothing in flight, both halves of a room live or neither does, and nobody holds what nobody wants."""
+        if self._unreliable:
+            return
         for name, replica in self.replicas.items():
             for room in self.rooms:
                 if replica.live_halves(room) and not self.router.believes_open(room, name):
