@@ -44,6 +44,16 @@ def byte_level() -> Tokenizer:
     return Tokenizer(byte_level_backend(), bos_token="<s>", eos_token="<|im_end|>")
 
 
+def one_character_each() -> Tokenizer:
+    """97 tokens, as many as the toy model's: `<end>`, `<s>` and the printable ASCII characters."""
+    names = ["<end>", "<s>", *("Ġ" if byte == 32 else chr(byte) for byte in range(32, 127))]
+    backend = tokenizers.Tokenizer(models.BPE(vocab={name: id_ for id_, name in enumerate(names)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<end>", "<s>"])
+    return Tokenizer(backend, bos_token="<s>", eos_token="<end>")
+
+
 def byte_fallback() -> Tokenizer:
     """SentencePiece-like BPE: bytes without a token of their own are spelt `<0xNN>`."""
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdefghijklmnopqrstuvwxyz"]

@@ -16,7 +16,7 @@ import torch
 from engine.batch import Batch
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.grammar.masks import RowMasks
+from engine.grammar.masks import MaskFiller, RowMasks
 from engine.interfaces import TokenSampler
 from engine.kv_spec import KVCacheSpec, KVPool
 from engine.sampling import RowScores, Sampled, Sampler, SampleRow
@@ -127,6 +127,7 @@ def toy_engine(
     limits: ToyLimits | None = None,
     sampler: TokenSampler | None = None,
     stop_texts: StopTextFactory | None = None,
+    masks: MaskFiller | None = None,
 ) -> tuple[Engine, ToyModel]:
     """An engine over a toy model, small enough for its limits to be met."""
     config = EngineConfig(
@@ -142,7 +143,7 @@ def toy_engine(
     pool = KVPool(spec=model.kv_spec(page_size), num_pages=pages)
     pool.data.fill_(-1.0)
     sampler = sampler or GreedySampler()
-    return Engine(model=model, pool=pool, config=config, sampler=sampler, stop_texts=stop_texts), model
+    return Engine(model=model, pool=pool, config=config, sampler=sampler, stop_texts=stop_texts, masks=masks), model
 
 
 def _hashes(tokens: np.ndarray, first: int, before: int) -> np.ndarray:
