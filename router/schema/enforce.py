@@ -148,6 +148,8 @@ class _Pass:
             if not about:
                 return {}
             names = about
+        if not names:
+            raise SchemaError(where, "type names no type; give at least one, or leave it out")
         if len(names) > 1:
             apart = [self._of_type(name, schema, where, depth) for name in dict.fromkeys(names)]
             return {"anyOf": apart}
