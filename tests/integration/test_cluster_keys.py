@@ -1,9 +1,11 @@
-"""Keys, tenants and streams that are come back to, on a cluster of two routers behind HAProxy; and one behind TLS."""
+"""Keys, tenants and streams that are come back to, on a cluster of two routers behind HAProxy; and HTTPS on another."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import os
+import signal
 import ssl
 import urllib.parse
 from collections.abc import Iterator
@@ -46,6 +48,14 @@ def client(cluster: LiveCluster, key: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{cluster.url}/v1", api_key=key, timeout=_WAIT_S, max_retries=0)
 
 
+class UnavailableError(Exception):
+    """503: try again."""
+
+
+def parse_number(event_id: str) -> int:
+    return int(event_id.partition(":")[2].partition(".")[0])
+
+
 def status(cluster: LiveCluster, path: str, key: str) -> int:
     return httpx.get(f"{cluster.url}{path}", headers={"x-api-key": key}, trust_env=False).status_code
 
@@ -58,6 +68,9 @@ def cut_off(cluster: LiveCluster, method: str, path: str, last: str | None, *, a
     body = json.dumps({**BODY, "stream": True}) if method == "POST" else None
     connection.request(method, path, body, headers if last is None else headers | {"Last-Event-ID": last})
     answer = connection.getresponse()
+    if answer.status == 503:
+        connection.close()
+        raise UnavailableError
     assert answer.status == 200, answer.read()
     events, name = [], ""
     for line in answer:
@@ -83,7 +96,7 @@ def test_a_stream_goes_on_over_many_connections_and_both_routers(cluster: LiveCl
                 events += cut_off(cluster, "POST", "/v1/completions", last, after=4)
             else:
                 events += cut_off(cluster, "GET", f"/v1/streams/{last.partition(':')[0]}", last, after=4)
-        assert [int(name.partition(":")[2].partition(".")[0]) for name, _ in events] == list(range(1, len(events) + 1))
+        assert [parse_number(name) for name, _ in events] == list(range(1, len(events) + 1))
         assert "".join(json.loads(data)["choices"][0]["text"] for _, data in events[:-1]) == whole
 
 
@@ -108,6 +121,25 @@ def test_limits_hold_over_both_routers_and_are_lifted_by_a_new_file(cluster: Liv
 
     cluster.wait(lifted, "both routers to read the new keys", _WAIT_S)
     ask(4)
+
+
+def test_a_stream_outlives_the_routers_that_had_it(cluster: LiveCluster) -> None:
+    whole = client(cluster, "k-ann").completions.create(model=MODEL, **BODY).choices[0].text
+    events = cut_off(cluster, "POST", "/v1/completions", None, after=7)
+    for pid in cluster.deployment_pids("Router"):
+        os.kill(pid, signal.SIGKILL)
+    rest: list[tuple[str, str]] = []
+
+    def goes_on() -> bool:
+        try:
+            rest.extend(cut_off(cluster, "POST", "/v1/completions", events[-1][0], after=len(whole)))
+        except UnavailableError:
+            return False
+        return True
+
+    cluster.wait(goes_on, "a router that generates the stream once more", 3 * _WAIT_S)
+    assert [parse_number(name) for name, _ in events + rest] == list(range(1, len(events + rest) + 1))
+    assert "".join(json.loads(data)["choices"][0]["text"] for _, data in (events + rest)[:-1]) == whole
 
 
 def test_who_has_no_key_gets_no_answer(cluster: LiveCluster) -> None:
