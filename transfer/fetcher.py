@@ -42,11 +42,10 @@ logger = logging.getLogger(__name__)
 class PageFetcher:
     """Writes into the pages of `memory`, `page_bytes` bytes each; `memory` must outlive it.
 
-    `layout` is our pool's fingerprint: pools with an equal one have pages that mean the same. Of others parts of pages
-    can be taken where both tell their `shape`, if the transport asked for can do that (`layout.py`). With a `codec` KV
-    comes in 8 bits over TCP, from peers that have one too. `num_threads`
-    threads copy within the host, one more serves all sockets. `transport` restricts the choice; `auto` prefers shared
-    memory, `disk` takes pages out of `folder`.
+    `shape` and `layout` say what our pages mean, and so whether a peer's are taken whole, in parts or not at all
+    (`our_pool.py`). With a `codec` KV comes in 8 bits over TCP, from peers that have one too. `num_threads` threads
+    copy within the host, one more serves all sockets. `transport` restricts the choice; `auto` prefers shared memory,
+    `disk` takes pages out of `folder`.
     """
 
     def __init__(

@@ -14,8 +14,9 @@ from transfer.grains import PoolGrains
 from transfer.int8_codec import Int8Codec
 from transfer.packed_cursor import PACKED_BELOW, PackedCursor
 from transfer.spans import Runs
-from transfer.wire import RequestHead, Want, decode_runs, runs_are_inside
+from transfer.wire import Want
 from transfer.wire_grains import ask_bytes, asked_grid, decode_checksums, expand
+from transfer.wire_requests import RequestHead, decode_runs, runs_are_inside
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,21 +19,17 @@ from transfer.served import Outgoing, ServedRegion, asked, nothing
 from transfer.transport import TransferTimings
 from transfer.wire import (
     HELLO_BYTES,
-    REQUEST_BYTES,
-    Reply,
-    RequestHead,
     Status,
     Want,
     Welcome,
     WireError,
     connection_key,
     decode_hello,
-    decode_request_head,
     encode_greeting,
-    encode_reply,
     encode_welcome,
 )
 from transfer.wire_grains import body_bytes
+from transfer.wire_requests import REQUEST_BYTES, Reply, RequestHead, decode_request_head, encode_reply
 
 logger = logging.getLogger(__name__)
 

@@ -19,12 +19,8 @@ from transfer.jobs import PageCopy, Peer
 from transfer.landing import Landing, LandingError
 from transfer.tcp_payload import Payload, bytes_on_the_way, encode_copy, payload_of, want_of
 from transfer.transport import TransferTimings
-from transfer.wire import (
-    REPLY_BYTES,
-    Status,
-    WireError,
-    decode_reply,
-)
+from transfer.wire import Status, WireError
+from transfer.wire_requests import REPLY_BYTES, decode_reply
 
 _CALL_BYTES = 1 << 20
 """Taken from the socket at a time, so that what landed is verified from the cache."""

@@ -18,8 +18,9 @@ from transfer.landing import Landing
 from transfer.packed_cursor import PACKED_BELOW
 from transfer.span_copy import PackedRun, SpanCopier
 from transfer.spans import Runs, runs
-from transfer.wire import Want, encode_request
+from transfer.wire import Want
 from transfer.wire_grains import encode_ask, encode_checksums
+from transfer.wire_requests import encode_request
 
 _PACKED_BYTES = 512 << 10
 

@@ -18,7 +18,8 @@ import xxhash
 from protocol.handshake import PoolShape
 from transfer.layout import Grid, LayoutMismatch, whole_grid
 from transfer.spans import Runs
-from transfer.wire import RequestHead, Want
+from transfer.wire import Want
+from transfer.wire_requests import RequestHead
 
 _ASK = struct.Struct(">III")  # tokens of a grain, first head, heads; as the giver's pool counts them
 _SEALED = struct.Struct(">QQQ")

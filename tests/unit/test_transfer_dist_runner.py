@@ -23,7 +23,8 @@ from transfer.dist.orders import Channel, ChannelError, Joined, RunnerOrder
 from transfer.dist.store import PairStore
 from transfer.memory import PeerMemory, SharedMemory
 from transfer.transport import TransferTimings
-from transfer.wire import REPLY_BYTES, Status, WireError, decode_reply, encode_request
+from transfer.wire import Status, WireError
+from transfer.wire_requests import REPLY_BYTES, decode_reply, encode_request
 
 KEY = hashlib.sha256(b"a connection").digest()
 PAGE = 4096

@@ -16,18 +16,8 @@ from transfer.grains import PoolGrains
 from transfer.layout import Cut, cut_between
 from transfer.memory import SharedMemory
 from transfer.server import PageServer
-from transfer.wire import (
-    GREETING_BYTES,
-    REPLY_BYTES,
-    WELCOME_BYTES,
-    Status,
-    Want,
-    connection_key,
-    decode_greeting,
-    decode_reply,
-    encode_hello,
-    encode_request,
-)
+from transfer.wire import GREETING_BYTES, WELCOME_BYTES, Status, Want, connection_key, decode_greeting, encode_hello
+from transfer.wire_requests import REPLY_BYTES, decode_reply, encode_request
 
 THEIRS = PoolShape(model="a model", dtype="float32", layers=8, kv_heads=4, page_size=64, head_dim=64, total_kv_heads=4)
 OURS = msgspec.structs.replace(THEIRS, kv_heads=2, page_size=16, tp_rank=1, tp_size=2)

@@ -19,10 +19,7 @@ from transfer.transport import TransferTimings
 from transfer.wire import (
     GREETING_BYTES,
     HELLO_BYTES,
-    REPLY_BYTES,
-    REQUEST_BYTES,
     WELCOME_BYTES,
-    Reply,
     Status,
     Want,
     Welcome,
@@ -30,15 +27,20 @@ from transfer.wire import (
     connection_key,
     decode_greeting,
     decode_hello,
-    decode_reply,
-    decode_request_head,
-    decode_runs,
     decode_welcome,
     encode_greeting,
     encode_hello,
+    encode_welcome,
+)
+from transfer.wire_requests import (
+    REPLY_BYTES,
+    REQUEST_BYTES,
+    Reply,
+    decode_reply,
+    decode_request_head,
+    decode_runs,
     encode_reply,
     encode_request,
-    encode_welcome,
 )
 
 PAGE = 4096

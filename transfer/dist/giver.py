@@ -14,16 +14,8 @@ from transfer.dist.groups import PairGroup, Pending
 from transfer.dist.orders import Channel, Joined, RunnerOrder
 from transfer.dist.store import receive_exactly
 from transfer.memory import PeerMemory
-from transfer.wire import (
-    REQUEST_BYTES,
-    Reply,
-    Status,
-    WireError,
-    decode_request_head,
-    decode_runs,
-    encode_reply,
-    runs_are_inside,
-)
+from transfer.wire import Status, WireError
+from transfer.wire_requests import REQUEST_BYTES, Reply, decode_request_head, decode_runs, encode_reply, runs_are_inside
 
 
 class Giver:

@@ -23,8 +23,8 @@ from transfer.jobs import PageCopy, Peer
 from transfer.landing import Landing, LandingError
 from transfer.spans import runs
 from transfer.transport import TransferTimings
-from transfer.wire import Want, pack_runs
-
+from transfer.wire import Want
+from transfer.wire_requests import pack_runs
 
 _PIECES = 6
 """A copy has at least so many, so that one is put in its place while the next is on its way, but none needs to be

@@ -14,7 +14,8 @@ from transfer.dist.groups import PairGroup, Pending
 from transfer.dist.orders import Channel, ChannelError, Joined, Landed, RunnerOrder, TakePiece
 from transfer.dist.store import receive_exactly
 from transfer.memory import SharedMemory
-from transfer.wire import REPLY_BYTES, Reply, Status, WireError, decode_reply, encode_request, unpack_runs
+from transfer.wire import Status, WireError
+from transfer.wire_requests import REPLY_BYTES, Reply, decode_reply, encode_request, unpack_runs
 
 
 class Taker:
