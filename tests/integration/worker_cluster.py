@@ -82,14 +82,14 @@ async def worker_cluster(
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://router", timeout=300) as client,
         ):
-            await _until_whole(client)
+            await until_whole(client)
             yield WorkerCluster(workers=workers, client=client)
     finally:
         for worker in workers:
             await worker.stop()
 
 
-async def _until_whole(client: httpx.AsyncClient) -> None:
+async def until_whole(client: httpx.AsyncClient) -> None:
     """Wait until the router has a link to a replica of every pool."""
 
     async def status() -> str:

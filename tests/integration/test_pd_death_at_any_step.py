@@ -1,0 +1,153 @@
+"""kill -9 and SIGSTOP of either end before each of its steps: real halves, links, transfers and router, a tiny model.
+
+The other end goes through all of it in one life. Whatever happens, the client gets the very tokens it would have got,
+and the books of whoever lives balance with nothing held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from transformers import LlamaConfig
+
+from cluster.worker import ReplicaWorker, TransferOptions, WorkerConfig
+from engine.config import EngineConfig
+from protocol.link import LinkTimings
+from protocol.membership import ReplicaRole
+from router.app import build_asgi
+from router.config import RouterConfig
+from tests.integration.worker_cluster import MODEL_NAME, SECRET, until_whole
+from tests.integration.worker_processes import Nursery, ReplicaOrder, ReplicaProcess, find_silence_sooner
+from tests.unit.tiny_models import SIZES, save_random_model
+from tests.unit.tiny_tokenizers import byte_level_backend
+
+pytestmark = [pytest.mark.integration, pytest.mark.chaos]
+
+PROMPT = [7 * step % 300 + 3 for step in range(100)]
+BODY = {"input_ids": PROMPT, "sampling_params": {"temperature": 0, "max_new_tokens": 5, "ignore_eos": True}}
+OTHER = {ReplicaRole.PREFILL: ReplicaRole.DECODE, ReplicaRole.DECODE: ReplicaRole.PREFILL}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_random_model(LlamaConfig(**{**SIZES, "vocab_size": 400}, num_key_value_heads=2), folder)
+    byte_level_backend().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "<|im_end|>"}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture(autouse=True)
+def quick_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = dict(LinkTimings.__init__.__kwdefaults__)
+    find_silence_sooner(defaults)
+    monkeypatch.setattr(LinkTimings.__init__, "__kwdefaults__", defaults)
+
+
+class Pair:
+    """One replica here, which stays, one elsewhere, which may not, and a router."""
+
+    def __init__(self, nursery: Nursery, folder: Path, mortal: ReplicaRole, transport: Any) -> None:
+        self._nursery = nursery
+        self._folder = folder
+        self._mortal = mortal
+        self._transport = transport
+        self.survivor = ReplicaWorker(
+            WorkerConfig(
+                replica_id="survivor",
+                role=OTHER[mortal],
+                model_path=folder,
+                engine=EngineConfig(max_total_tokens=1024, chunked_prefill_size=32),
+                secret=SECRET,
+                dtype="float32",
+                transfer=TransferOptions(transport=transport),
+            )
+        )
+        config = RouterConfig(model_name=MODEL_NAME, tokenizer_folder=folder, context_length=256, secret=SECRET)
+        self._app = build_asgi(config)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Pair]:
+        await self.survivor.start()
+        try:
+            async with (
+                self._app.router.lifespan_context(self._app),
+                httpx.AsyncClient(transport=httpx.ASGITransport(app=self._app), base_url="http://router") as client,
+            ):
+                self._client = client
+                yield self
+        finally:
+            await self.survivor.stop()
+
+    @contextlib.asynccontextmanager
+    async def other(self, *, step: int, by: int) -> AsyncIterator[ReplicaProcess]:
+        """The mortal one, for as long as the context lasts at most."""
+        order = ReplicaOrder(self._mortal, str(self._folder), self._transport, step, by)
+        process = await asyncio.to_thread(self._nursery.fork, order)
+        try:
+            self._app.state.members.update([self.survivor.member, process.member])
+            await until_whole(self._client)
+            yield process
+        finally:
+            process.close()
+
+    async def generate(self) -> list[int]:
+        async with asyncio.timeout(60):
+            response = await self._client.post("/generate", json=BODY, timeout=60)
+        assert response.status_code == 200, response.text
+        tokens: list[int] = response.json()["output_ids"]
+        return tokens
+
+    async def settle(self) -> None:
+        """The survivor soon has no room, and books that balance."""
+        async with asyncio.timeout(30):
+            while not (await self.survivor.is_idle() and (await self.survivor.audit()).idle):
+                pass  # each question waits for a pass of the engine thread
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("mortal", [ReplicaRole.PREFILL, ReplicaRole.DECODE])
+async def test_kill_9_before_any_step(folder: Path, nursery: Nursery, mortal: ReplicaRole, transport: str) -> None:
+    async with Pair(nursery, folder, mortal, transport).running() as pair:
+        async with pair.other(step=0, by=0):
+            expected = await pair.generate()
+            assert len(expected) == 5
+        for step in itertools.count(1):
+            async with pair.other(step=step, by=signal.SIGKILL) as other:
+                assert await pair.generate() == expected, f"killed before step {step}"
+                await pair.settle()
+                if await asyncio.to_thread(other.settles):
+                    break  # there was no such step any more
+                assert other.is_dead
+        assert step > 6
+
+
+@pytest.mark.parametrize("mortal", [ReplicaRole.PREFILL, ReplicaRole.DECODE])
+async def test_sigstop_before_a_step(folder: Path, nursery: Nursery, mortal: ReplicaRole) -> None:
+    async with Pair(nursery, folder, mortal, "tcp").running() as pair:
+        async with pair.other(step=0, by=0):
+            expected = await pair.generate()
+        stopped = 0
+        for step in (2, 4, 6):
+            async with pair.other(step=step, by=signal.SIGSTOP) as other:
+                assert await pair.generate() == expected, f"stopped before step {step}"
+                await pair.settle()
+                stopped += other.is_stopped
+                other.resume()  # it finds its links gone, and gives up what it held
+                assert await asyncio.to_thread(other.settles)
+        assert stopped == 3
