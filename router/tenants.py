@@ -2,9 +2,9 @@
 
 Each router counts its own requests exactly and hears every second, by way of the directory, what the others have
 counted (`report`, `take_reports`). What it hears is taken off its own buckets, as a debt where need be. So over any
-time t a tenant is let in for at most limit x (1 + t / 60 s), plus what all routers but one let in between two reports;
-while the directory is away, each router allows the whole limit. Output tokens are spent as they are generated: requests
-that were let in may overdraw the tokens, and the next ones wait until that is paid.
+time t a tenant is let in for at most limit x (1 + t / 60 s), plus what all routers but one let in while the news is
+under way, two seconds at most; without the directory, each router allows the whole limit. Output tokens are spent as
+they are generated: requests that were let in may overdraw the tokens, and the next ones wait until that is paid.
 """
 
 from __future__ import annotations

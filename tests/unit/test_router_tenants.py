@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from router_harness import TEXT_IDS, Call, running_router
+from router_harness import TEXT_IDS, Call, running_router, until
 
 from cluster.router_board import RouterBoard
+from cluster.router_gossip import RouterGossip
 from protocol.membership import ReplicaRole, RouterReport
 from protocol.rooms import OpenGenerate, PeerAddress
 from protocol.sampling import FinishReason
@@ -225,6 +226,47 @@ def test_a_router_that_starts_does_not_begin_a_minute_of_its_own() -> None:
     clock.now = 6.0
     talk(board, clock.now, books)
     assert admitted(books["two"])
+
+
+class Directory:
+    """Fails at first."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.board = RouterBoard(timeout_s=5.0)
+
+    async def exchange(self, report: RouterReport) -> list[RouterReport]:
+        self.calls += 1
+        if self.calls <= 2:
+            raise ConnectionError("the directory is away")
+        return self.board.exchange(report, 0.0)
+
+
+async def test_routers_go_on_telling_each_other_after_a_failure() -> None:
+    directory, clock = Directory(), Clock()
+    report = RouterReport("one", PeerAddress("", 0, "", 1), book(clock, lambda tenant: TenantLimits()).report())
+    taken: list[RouterReport] = []
+    gossip = RouterGossip(directory, report=lambda: report, take=taken.extend, period_s=0.0)
+    gossip.start()
+    await until(lambda: bool(taken))
+    await gossip.stop()
+    assert taken[0] == report
+    assert directory.calls >= 3
+
+
+async def test_a_router_that_does_not_listen_yet_says_nothing() -> None:
+    directory, asked = Directory(), 0
+
+    def report() -> RouterReport:
+        nonlocal asked
+        asked += 1
+        return RouterReport("one", NOWHERE, {})
+
+    gossip = RouterGossip(directory, report=report, take=lambda reports: None, period_s=0.0)
+    gossip.start()
+    await until(lambda: asked >= 3)
+    await gossip.stop()
+    assert directory.calls == 0
 
 
 # ---- what the client is told ------------------------------------------------------------------------------------
