@@ -22,12 +22,15 @@ from cluster.worker import ReplicaWorker, TransferOptions, WorkerConfig
 from engine.config import EngineConfig
 from protocol.link import LinkTimings
 from protocol.membership import ReplicaRole
+from protocol.rooms import FailureCode
 from router.app import build_asgi
 from router.config import RouterConfig
 from tests.integration.worker_cluster import MODEL_NAME, SECRET, until_whole
 from tests.integration.worker_processes import Nursery, ReplicaOrder, ReplicaProcess, find_silence_sooner
 from tests.unit.tiny_models import SIZES, save_random_model
 from tests.unit.tiny_tokenizers import byte_level_backend
+from transfer.jobs import PageCopy
+from transfer.landing import Landing
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 
@@ -113,6 +116,10 @@ class Pair:
         tokens: list[int] = response.json()["output_ids"]
         return tokens
 
+    async def flush(self) -> None:
+        """Have no pages of prompts left in the survivor's cache."""
+        await asyncio.wrap_future(self.survivor._thread.call(self.survivor._engine.flush_cache))
+
     async def settle(self) -> None:
         """The survivor soon has no room, and books that balance."""
         async with asyncio.timeout(30):
@@ -151,3 +158,33 @@ async def test_sigstop_before_a_step(folder: Path, nursery: Nursery, mortal: Rep
                 other.resume()  # it finds its links gone, and gives up what it held
                 assert await asyncio.to_thread(other.settles)
         assert stopped == 3
+
+
+@pytest.mark.parametrize("wrong", [frozenset({"shm"}), frozenset({"shm", "tcp"})], ids=["one way", "every way"])
+async def test_wrong_pages_are_taken_or_computed_again(
+    folder: Path, nursery: Nursery, monkeypatch: pytest.MonkeyPatch, wrong: frozenset[str]
+) -> None:
+    """The client notices nothing."""
+    changing = False
+    landed = Landing.landed
+
+    def change(self: Landing, copy: PageCopy, transport: str, count: int) -> None:
+        if changing and transport in wrong:
+            self.view[copy.job.target_pages[copy.done_pages] * self.page_bytes] ^= 1
+        landed(self, copy, transport, count)
+
+    monkeypatch.setattr(Landing, "landed", change)
+    async with (
+        Pair(nursery, folder, ReplicaRole.PREFILL, "auto").running() as pair,
+        pair.other(step=0, by=0) as other,
+    ):
+        expected = await pair.generate()
+        await pair.flush()
+        changing = True
+        assert await pair.generate() == expected
+        await pair.settle()
+        assert await asyncio.to_thread(other.settles)
+        if "tcp" not in wrong:
+            assert "tcp" in pair.survivor._decode.traffic.by_transport, "they were taken another way"
+        failures = pair.survivor._decode.counters.failures[FailureCode.TRANSFER_FAILED]
+        assert failures == ("tcp" in wrong), "it is computed again when no way is left, and only then"
