@@ -71,7 +71,7 @@ class CallFormats:
     def _call(self, tool: FunctionTool, *, strict: bool) -> Format:
         arguments = ANY_OBJECT
         if strict:
-            field = f"tools.{tool.name}.parameters"
+            field = f"tools[{self._plan.given.index(tool)}].function.parameters"
             arguments = json_format(enforced(tool.schema_, field=field, strict=bool(tool.strict)))
         form = self._form
         return tag(form.before + tool.name + form.between, arguments, form.after, self._specials)

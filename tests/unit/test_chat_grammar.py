@@ -40,6 +40,10 @@ CITY, OTHER = '{"city": "the fox"}', '{"town": 1}'
 SPECIAL = [mistral.BEGIN, mistral.ARGS, "<think>", "</think>", *DEEPSEEK.markers]
 
 
+TYPELESS = {"type": "object", "properties": {"a": {"type": []}}}
+PARAMETERS = "tools[1].function.parameters"
+
+
 def make(*special: str) -> tuple[GrammarCompiler, Tokenizer]:
     backend = byte_level_backend()
     backend.add_special_tokens(list(special))
@@ -209,7 +213,8 @@ def test_no_grammar_where_nothing_is_promised() -> None:
     ("wanted", "plan", "param"),
     [
         (Grammar(kind="structural_tag", text='{"structures": []}', field="structural_tag"), BOTH, "structural_tag"),
-        (None, (FunctionTool(name="f", parameters={"description": "x" * 300_000}, strict=True),), "tools.f.parameters"),
+        (None, (FIND, FunctionTool(name="f", parameters={"description": "x" * 300_000}, strict=True)), PARAMETERS),
+        (None, (FIND, FunctionTool(name="f", parameters=TYPELESS, strict=True)), PARAMETERS),
     ],
 )
 def test_what_cannot_be_promised_is_refused(wanted: Grammar | None, plan: Any, param: str) -> None:
