@@ -25,6 +25,8 @@ import jinja2.sandbox
 
 from text.tokenizer import read_json, token_content
 
+_DEFAULT, _FOR_TOOLS = "default", "tool_use"
+_ADDITIONAL = "additional_chat_templates"
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -44,6 +46,7 @@ class ChatTemplate:
         source: str,
         *,
         special_tokens: Mapping[str, str] | None = None,
+        for_tools: ChatTemplate | None = None,
         now: Callable[[], datetime.datetime] = datetime.datetime.now,
     ) -> None:
         """`special_tokens` are names a template may use, such as bos_token; raises `ChatTemplateError` if malformed."""
@@ -60,6 +63,8 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise ChatTemplateError(f"the chat template is not valid jinja: {error}") from error
         self.source = source
+        self.for_tools = for_tools
+        """Another one, which the model wants for conversations with tools."""
         self._special_tokens = dict(special_tokens or {})
 
     @classmethod
@@ -68,17 +73,19 @@ class ChatTemplate:
         it has none. Raises `ChatTemplateError` for a file that cannot be read."""
         folder = Path(folder)
         config = read_json(folder / "tokenizer_config.json")
-        path = folder / "chat_template.jinja" if file is None else Path(file)
-        source = _default_of(config.get("chat_template"))
-        if file is not None or path.is_file():
-            try:
-                source = path.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ChatTemplateError(f"the chat template {path} cannot be read: {error}; name another") from error
+        named = _templates_of(config.get("chat_template"))
+        if file is not None:
+            named = {_DEFAULT: _read(Path(file))}
+        else:
+            paths = {_DEFAULT: folder / "chat_template.jinja", _FOR_TOOLS: folder / _ADDITIONAL / f"{_FOR_TOOLS}.jinja"}
+            named |= {name: _read(path) for name, path in paths.items() if path.is_file()}
+        source = named.get(_DEFAULT) or next(iter(named.values()), None)
         if source is None:
             return None
         tokens = {name: token_content(config.get(name)) for name in _SPECIAL_TOKENS}
-        return cls(source, special_tokens={name: token for name, token in tokens.items() if token is not None})
+        special = {name: token for name, token in tokens.items() if token is not None}
+        for_tools = cls(named[_FOR_TOOLS], special_tokens=special) if _FOR_TOOLS in named else None
+        return cls(source, special_tokens=special, for_tools=for_tools)
 
     def with_source(self, source: str) -> ChatTemplate:
         """Another template for the same model."""
@@ -131,12 +138,18 @@ class ChatTemplate:
             raise ChatTemplateError(f"the model's chat template cannot render these messages: {error}") from error
 
 
-def _default_of(value: object) -> str | None:
-    """The template itself, or the one called "default" (else the first) where several are listed."""
+def _templates_of(value: object) -> dict[str, str]:
+    """The templates in a configuration, by name: one, or a list of several."""
     if isinstance(value, list):
-        named = {entry["name"]: entry["template"] for entry in value}
-        return named.get("default") or next(iter(named.values()), None)
-    return value if isinstance(value, str) else None
+        return {entry["name"]: entry["template"] for entry in value}
+    return {_DEFAULT: value} if isinstance(value, str) else {}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ChatTemplateError(f"the chat template {path} cannot be read: {error}; name another") from error
 
 
 def _raise_exception(message: str) -> None:

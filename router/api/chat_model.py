@@ -26,6 +26,8 @@ class ChatModel:
     """The template shows the model the tools."""
     knows_calls: bool
     """It shows the assistant's calls and the tools' results."""
+    with_tools: ChatModel | None
+    """What stands in for it in conversations with tools, where the model has a template of their own for them."""
 
     @classmethod
     def of(cls, template: ChatTemplate, config: RouterConfig) -> ChatModel:
@@ -35,6 +37,7 @@ class ChatModel:
             style=choose_style(config.reasoning_parser, template.source),
             knows_tools="tools" in template.names,
             knows_calls="tool_calls" in template.source,
+            with_tools=None if template.for_tools is None else cls.of(template.for_tools, config),
         )
 
     def special_marks(self, tokenizer: Tokenizer, *, tools: bool) -> dict[str, int]:

@@ -45,6 +45,8 @@ class ChatPrompt:
 def render_prompt(request: Conversation, plan: ToolPlan, model: ModelText) -> ChatPrompt:
     """Raises `ApiError` (400) for what the template, or this server, refuses."""
     chat = _chat_model(request, model)
+    if plan.given and chat.with_tools is not None:
+        chat = chat.with_tools
     continued = _continued(request)
     messages = [message.for_template() for message in request.messages]
     tools = [tool.for_template for tool in plan.given]

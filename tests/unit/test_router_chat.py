@@ -331,6 +331,20 @@ async def test_a_prefilled_message_is_continued(tmp_path: Path) -> None:
         assert TOKENIZER.decode(job.prompt, skip_special_tokens=False).endswith("hm<|im_end|>\n")
 
 
+async def test_conversations_with_tools_may_have_a_template_of_their_own(tmp_path: Path) -> None:
+    more = tmp_path / "additional_chat_templates"
+    more.mkdir()
+    (more / "tool_use.jinja").write_text(templates.LLAMA3)
+    async with chatting(tmp_path, "plain {{ messages[0].content }}") as (router, replica):
+        text = CALLS["llama3"].replace("ARGS", ARGUMENTS)
+        choice, job = await both_ways(router, replica, text, **TOOLS)
+        assert choice["finish_reason"] == "tool_calls"
+        assert TOKENIZER.decode(job.prompt).startswith("tool: ")
+        choice, job = await both_ways(router, replica, text)
+        assert TOKENIZER.decode(job.prompt).startswith("plain ")
+        assert choice["message"]["content"] == text
+
+
 async def test_a_template_that_hides_the_final_message_cannot_continue_it(tmp_path: Path) -> None:
     async with chatting(tmp_path, "always the same") as (router, _):
         messages = [*USER, {"role": "assistant", "content": "It is"}]

@@ -80,6 +80,20 @@ def test_named_templates_use_the_default(tmp_path: Path) -> None:
     template = ChatTemplate.load(tmp_path)
     assert template is not None
     assert template.render(MESSAGES) == "yes"
+    assert template.for_tools is not None
+    assert template.for_tools.render(MESSAGES) == "no"
+    more = tmp_path / "additional_chat_templates"
+    more.mkdir()
+    (more / "tool_use.jinja").write_text("never")
+    template = ChatTemplate.load(tmp_path)
+    assert template is not None
+    assert template.for_tools is not None
+    assert template.for_tools.render(MESSAGES) == "never"
+    own = tmp_path / "own.jinja"
+    own.write_text("mine")
+    template = ChatTemplate.load(tmp_path, file=own)
+    assert template is not None
+    assert (template.render(MESSAGES), template.for_tools) == ("mine", None)
     assert ChatTemplate.load(tmp_path / "elsewhere") is None
 
 
