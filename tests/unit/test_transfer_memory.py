@@ -21,6 +21,7 @@ from transfer_pools import open_fds
 from transfer.checksum import page_checksums
 from transfer.cursor import RangeCursor
 from transfer.memory import PeerMemory, SharedMemory, host_id
+from transfer.packed_cursor import PackedCursor
 from transfer.prefault import Prefault
 from transfer.spans import blocks, check_pages, coalesce, runs
 
@@ -177,11 +178,20 @@ def test_pages_outside_are_told():
     assert check_pages([5], num_pages=5, whose="our") == "pages 5 to 5 are not all in our pool of 5 pages"
 
 
-@settings(deadline=None, derandomize=True, max_examples=50)
-@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), max_size=10), st.integers(1, 200), st.data())
-def test_a_cursor_shows_every_byte_once(ranges, call_bytes, data):
+@pytest.mark.parametrize("packed", [False, True])
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(
+    ranges=st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), max_size=10),
+    call_bytes=st.integers(1, 200),
+    data=st.data(),
+)
+def test_a_cursor_shows_every_byte_once(packed, ranges, call_bytes, data):
     memory = memoryview(bytes(range(100)))
-    cursor = RangeCursor(memory, ranges, call_bytes=call_bytes)
+    if packed:
+        offsets, lengths = np.array(ranges, dtype=np.int64).reshape(-1, 2).T.copy()
+        cursor = PackedCursor(memory, offsets, lengths, call_bytes=call_bytes)
+    else:
+        cursor = RangeCursor(memory, ranges, call_bytes=call_bytes)
     seen = b""
     while cursor.left:
         buffers = cursor.buffers()

@@ -24,8 +24,12 @@ def pools():
 @pytest.fixture(autouse=True, scope="module")
 def small_pieces():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transfer.shm._VERIFIED_BLOCK_BYTES", 3 * PAGE)
-        patch.setattr("transfer.shm._PLAIN_BLOCK_BYTES", 2 * PAGE)
+        patch.setattr("transfer.page_run._VERIFIED_BLOCK_BYTES", 3 * PAGE)
+        patch.setattr("transfer.page_run._PLAIN_BLOCK_BYTES", 2 * PAGE)
+        patch.setattr("transfer.page_run._STREAMED_BYTES", 5 * PAGE)
+        patch.setattr("transfer.tcp_payload.PACKED_BELOW", 2 * PAGE)
+        patch.setattr("transfer.tcp_payload._PACKED_BYTES", 500)
+        patch.setattr("transfer.served.PACKED_BELOW", 2 * PAGE)
         patch.setattr("transfer.tcp_connection._CALL_BYTES", 300)
         patch.setattr("transfer.tcp_connection._TURN_BYTES", 1000)
         patch.setattr("transfer.serving._CALL_BYTES", 700)
