@@ -65,7 +65,7 @@ def test_peers_die_stop_and_come_again(transport, tmp_path, caplog):
         return ProcessWorld(fleet, num_threads=choose.randint(1, 3))
 
     with fleet_of(transport, tmp_path, caplog) as fleet:
-        run_schedules(make, 40)
+        run_schedules(make, 24)
 
 
 def bears_grudges(fetcher: PageFetcher) -> None:
