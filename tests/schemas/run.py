@@ -9,14 +9,14 @@ themselves.
 from __future__ import annotations
 
 import argparse
-import collections
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.config import EngineConfig
 from engine.engine import Engine
+from engine.grammar.compiled import CompiledGrammar
 from engine.grammar.compiler import GrammarCompiler
 from engine.grammar.constraint import Constraint
 from engine.grammar.masks import MaskFiller
@@ -34,6 +34,15 @@ from text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
+class _Run:
+    """A case under way."""
+
+    case: Case
+    compiled: CompiledGrammar
+    tokens: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What became of one case; `wrong` says what is wrong with it, if anything is."""
 
@@ -45,8 +54,8 @@ class Verdict:
 
 def run_cases(
     cases: Sequence[Case], *, folder: Path, max_tokens: int, seed: int = 0, running: int = 16
-) -> list[Verdict]:
-    """Every case once, `running` at a time, so that constrained rows of all kinds share batches."""
+) -> Iterator[Verdict]:
+    """Every case once, as they end; `running` at a time, so that constrained rows of all kinds share batches."""
     tokenizer = Tokenizer.load(folder)
     model = load_model(folder, num_threads=1)
     shape = model.config
@@ -60,43 +69,45 @@ def run_cases(
         sampler=Sampler(num_threads=1),
         masks=masks,
     )
-    for index, case in enumerate(cases):
-        sampling = SamplingParams(seed=seed + index, max_tokens=max_tokens, grammar=case.grammar)
-        constraint = Constraint(compiler.compile(case.grammar))
-        prompt = tokenizer.encode(case.prompt)
-        engine.add(Request(key=index, prompt=prompt, sampling=sampling, constraint=constraint))
-    tokens: dict[int, list[int]] = collections.defaultdict(list)
-    verdicts: dict[int, Verdict] = {}
-    while engine.has_work():
+    under_way: dict[int, _Run] = {}
+    waiting = list(enumerate(cases))[::-1]
+    while waiting or under_way:
+        while waiting and len(under_way) < running:
+            index, case = waiting.pop()
+            run = under_way[index] = _Run(case, compiler.compile(case.grammar))
+            engine.add(
+                Request(
+                    key=index,
+                    prompt=tokenizer.encode(case.prompt),
+                    sampling=SamplingParams(seed=seed + index, max_tokens=max_tokens, grammar=case.grammar),
+                    constraint=Constraint(run.compiled),
+                )
+            )
         output = engine.step()
         for request, why in output.failed:
-            index = int(str(request.key))
-            verdicts[index] = Verdict(cases[index], "", complete=False, wrong=f"the engine failed it: {why}")
+            yield Verdict(under_way.pop(int(str(request.key))).case, "", complete=False, wrong=f"it failed: {why}")
         for token in output.tokens:
-            index = int(str(token.request.key))
+            run = under_way[int(str(token.request.key))]
             if token.finish is not FinishReason.STOP_TOKEN:
-                tokens[index].append(token.token)
+                run.tokens.append(token.token)
             if token.finish is not None:
-                complete = token.finish is FinishReason.STOP_TOKEN
-                verdicts[index] = _judged(cases[index], tokens[index], complete, tokenizer, compiler)
+                del under_way[int(str(token.request.key))]
+                yield _judged(run, token.finish is FinishReason.STOP_TOKEN, tokenizer)
     masks.close()
-    return [verdicts[index] for index in range(len(cases))]
 
 
-def _judged(
-    case: Case, tokens: Sequence[int], complete: bool, tokenizer: Tokenizer, compiler: GrammarCompiler
-) -> Verdict:
-    text = tokenizer.decode(tokens)
+def _judged(run: _Run, complete: bool, tokenizer: Tokenizer) -> Verdict:
+    text = tokenizer.decode(run.tokens)
     try:
         if complete:
-            case.check(text)
+            run.case.check(text)
         else:
             # Byte by byte, not by the tokens that the masks allowed.
-            written = b"".join(map(tokenizer.bytes_of, tokens))
-            assert Constraint(compiler.compile(case.grammar)).matcher.accept_string(written), "it is no prefix"
+            written = b"".join(map(tokenizer.bytes_of, run.tokens))
+            assert Constraint(run.compiled).matcher.accept_string(written), "it is no prefix"
     except Exception as error:
-        return Verdict(case, text, complete, f"{type(error).__name__}: {str(error)[:300]}")
-    return Verdict(case, text, complete)
+        return Verdict(run.case, text, complete, f"{type(error).__name__}: {str(error)[:300]}")
+    return Verdict(run.case, text, complete)
 
 
 def all_schemas(*, packaged: int, made: int) -> list[Case]:
@@ -122,12 +133,16 @@ def main() -> int:
     good = True
     for number in range(options.rounds):
         for kind, cases in (("schemas", schemas), ("regexes and grammars", text_cases())):
+            complete = wrong = 0
             verdicts = run_cases(cases, folder=folder, max_tokens=options.max_tokens, seed=1000 * number)
-            complete = sum(verdict.complete for verdict in verdicts)
-            wrong = [verdict for verdict in verdicts if verdict.wrong]
-            for verdict in wrong:
-                print(f"WRONG {verdict.case.name}: {verdict.wrong}\n    {verdict.text[:300]!r}")
-            print(f"round {number}, {kind}: {len(verdicts)}, ended by themselves {complete}, wrong {len(wrong)}")
+            for done, verdict in enumerate(verdicts, 1):
+                complete += verdict.complete
+                if verdict.wrong:
+                    wrong += 1
+                    print(f"WRONG {verdict.case.name}: {verdict.wrong}\n    {verdict.text[:300]!r}")
+                if done % 20 == 0 or done == len(cases):
+                    counts = f"{done} of {len(cases)} done, {complete} ended by themselves, {wrong} wrong"
+                    print(f"round {number}, {kind}: {counts}", flush=True)
             good &= not wrong and (kind != "schemas" or complete >= options.enough)
     return 0 if good else 1
 

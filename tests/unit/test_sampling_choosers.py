@@ -98,3 +98,20 @@ def test_the_kernel_chooses_alike_with_any_number_of_threads(kernel: KernelChoos
     rows = [row(mixed_params(rng)) for _ in range(33)]
     alone = Sampler(chooser=KernelChooser(num_threads=1))
     assert alone.sample(logits.clone(), rows) == Sampler(chooser=kernel).sample(logits.clone(), rows)
+
+
+@pytest.mark.parametrize("vocab", [1, 31, 32, 33, 513, 4099])
+def test_all_choosers_mask_the_same(kernel: KernelChooser, vocab: int) -> None:
+    rng = np.random.default_rng(vocab)
+    words = rng.integers(-(2**31), 2**31, (4, -(-vocab // 32)), dtype=np.int64).astype(np.int32)
+    words[0], words[1] = -1, 0
+    bits, rows = torch.from_numpy(words), np.array([5, 0, 2, 3])
+    logits = random_logits(6, vocab=vocab, seed=vocab)
+    expected = logits.clone()
+    for row_bits, index in zip(words, rows, strict=True):
+        allowed = np.unpackbits(row_bits.view(np.uint8), bitorder="little")[:vocab].astype(bool)
+        expected[index, torch.from_numpy(~allowed)] = -math.inf
+    for chooser in (kernel, TorchChooser(), JitChooser()):
+        masked = logits.clone()
+        chooser.mask(masked, rows, bits)
+        assert torch.equal(masked, expected)
