@@ -52,8 +52,10 @@ class ScoreLog:
         return None if self.is_complete else msgspec.structs.replace(self.scoring, start=self._next)
 
     def offer(self, scores: PositionScores) -> None:
-        """Take the next scores; raises `ContradictionError` for others."""
+        """Take the next scores, ignore those that are known; raises `ContradictionError` for others."""
         count, top, named = len(scores.logprobs), self.scoring.top, len(self.scoring.tokens)
+        if scores.first >= self.scoring.start and scores.first + count <= self._next:
+            return
         if scores.first != self._next or scores.first + count > self._end:
             raise ContradictionError(
                 f"scores of {count} tokens from position {scores.first} on, but those from {self._next} up to "

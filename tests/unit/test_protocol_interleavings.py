@@ -25,6 +25,7 @@ from decode.rooms import DECODE_TABLE, DecodeAction, DecodeEvent, DecodeState
 from prefill.rooms import PREFILL_TABLE, PrefillAction, PrefillEvent, PrefillState
 from protocol.room_memory import Fate, RoomMemory
 from protocol.rooms import Room
+from protocol.scoring import Scoring
 from protocol.transitions import Move
 from tests.unit.rooms.copies import Key
 from tests.unit.rooms.explore import explore, walk
@@ -41,6 +42,7 @@ SCENARIOS: dict[str, tuple[Sequence[Asked], tuple[int, int]]] = {
     "a long and an early one": ([LONG, EARLY], (8, 8)),
     "two rooms in a pool for one": ([LONG, OTHER], (4, 4)),
     "three with a common prefix": ([LONG, Asked((1, 2, 3, 4, 5, 6)), Asked((1, 2, 3, 4), stops_early=True)], (6, 6)),
+    "one with scores after its like": ([LONG, Asked(LONG.prompt, scoring=Scoring(2))], (6, 6)),
     "a cycle of full pools": ([Asked((1, 2, 3, 4, 5, 6, 7)), OTHER], (6, 5)),
 }
 """What clients ask for, and the pages of the two pools.

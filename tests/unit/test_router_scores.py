@@ -46,7 +46,8 @@ def test_scores_are_taken_in_order_and_once() -> None:
     assert (log.is_complete, log.rest) == (False, Scoring(2, 1))
     log.offer(_scores(2, 3))
     assert log.rest == Scoring(5, 1)
-    for wrong in (_scores(2, 3), _scores(6, 1), _scores(5, 2), _scores(5, 1, top=2)):
+    log.offer(_scores(3, 1))  # known
+    for wrong in (_scores(1, 2), _scores(4, 2), _scores(6, 1), _scores(5, 2), _scores(5, 1, top=2)):
         with pytest.raises(ContradictionError):
             log.offer(wrong)
     log.offer(_scores(5, 1))

@@ -37,7 +37,8 @@ def fingerprint(world: World) -> int:
 def _client(client: Client) -> Hashable:
     halves = tuple(sorted(client.halves.items()))
     early = tuple(sorted(client.early))
-    return (client.epoch, len(client.log), early, halves, client.transfer_failed, client.result)
+    scored = 0 if client.scores is None else len(list(client.scores))
+    return (client.epoch, len(client.log), early, halves, client.transfer_failed, client.result, scored)
 
 
 def _replica(replica: Replica) -> Hashable:

@@ -19,6 +19,7 @@ from protocol.rooms import (
     OpenPrefill,
     PeerAddress,
     Phases,
+    PromptScores,
     Reservation,
     Room,
     RoomFailed,
@@ -55,6 +56,7 @@ class Replica:
         self.emitted: dict[Room, list[int]] = defaultdict(list)
         """Positions of the tokens emitted for each room."""
         self._messages: list[tuple[str, Message]] = []
+        self._scores: list[tuple[str, Message]] = []
         self._tokens: dict[str, list[TokenEvent]] = defaultdict(list)
         limits = MemoryLimits(max_tombstones=64, grace_s=1000.0, tombstone_s=1000.0, max_parked=8, parked_s=5.0)
         self.prefill = PrefillHalf(
@@ -193,6 +195,11 @@ class Replica:
         if isinstance(message, Phases):
             self._check_phases(message)
             return  # no router acts on them, so to deliver them would only make more schedules
+        if isinstance(message, PromptScores):
+            if self.emitted[message.room] or self.final[message.room]:
+                raise LawBroken(f"{self.name}: scores of {message.room} after a token or its end")
+            self._scores.append((wire, message))
+            return
         self._messages.append((wire, message))
         if isinstance(message, RoomFailed | Closed):
             self.final[message.room].add(type(message).__name__)
@@ -221,6 +228,9 @@ class Replica:
 
     def _flush(self) -> None:
         load = self.engine.load()
+        for wire, scores in self._scores:
+            self.world.send(self.name, wire, scores)
+        self._scores.clear()
         for wire, tokens in self._tokens.items():
             self.world.send(self.name, wire, StepFrame(tokens, load))
         for wire, message in self._messages:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from protocol.rooms import (
     RETRYABLE,
     Abort,
@@ -16,14 +18,17 @@ from protocol.rooms import (
     OpenDecode,
     OpenGenerate,
     OpenPrefill,
+    PromptScores,
     Room,
     RoomFailed,
     StepFrame,
     TokenEvent,
 )
 from protocol.sampling import FinishReason, SamplingParams
+from protocol.scoring import Scoring
+from router.score_log import ScoreLog
 from tests.unit.rooms.replica import LawBroken
-from tests.unit.toy_model import toy_generate
+from tests.unit.toy_model import toy_generate, toy_logits
 
 if TYPE_CHECKING:
     from tests.unit.rooms.world import World
@@ -39,16 +44,26 @@ class Asked:
     max_tokens: int = 3
     stops_early: bool = False
     """The first token is a stop token."""
+    scoring: Scoring | None = None
+    """Which of the prompt's tokens are scored."""
 
     @property
     def answer(self) -> list[int]:
         """What it must get."""
         return toy_generate(self.prompt, 1 if self.stops_early else self.max_tokens)
 
-    def job(self, logged: Sequence[int]) -> Job:
+    @property
+    def scores(self) -> list[float]:
+        """What the scored ones must get."""
+        if self.scoring is None:
+            return []
+        rows = {end: toy_logits(self.prompt[:end]).log_softmax(dim=0) for end in range(1, len(self.prompt))}
+        return [float(rows[place][self.prompt[place]]) for place in range(self.scoring.start, len(self.prompt))]
+
+    def job(self, logged: Sequence[int], scoring: Scoring | None) -> Job:
         stops = tuple(self.answer[:1]) if self.stops_early else ()
         sampling = SamplingParams(temperature=0.0, max_tokens=self.max_tokens, stop_token_ids=stops)
-        return Job(list(self.prompt), sampling, logged=list(logged), timeline=True)
+        return Job(list(self.prompt), sampling, logged=list(logged), timeline=True, scoring=scoring)
 
 
 @dataclass
@@ -65,6 +80,11 @@ class Client:
     """Replica -> wire of each half of this epoch that may still be open."""
     transfer_failed: bool = False
     result: str = ""
+    scores: ScoreLog | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        scoring = self.asked.scoring
+        self.scores = None if scoring is None else ScoreLog(scoring, prompt_tokens=len(self.asked.prompt))
 
     @property
     def room(self) -> Room:
@@ -97,6 +117,11 @@ class Router:
                 self._token(self.clients[event.request_id], event)
         elif isinstance(message, RoomFailed):
             self._failed(self.clients[message.room.request_id], wire, message)
+        elif isinstance(message, PromptScores):
+            client = self.clients[message.room.request_id]
+            if message.room == client.room and not client.result:
+                assert client.scores is not None
+                client.scores.offer(message.scores)
         else:
             assert isinstance(message, Closed)
 
@@ -142,6 +167,8 @@ class Router:
         while len(client.log) in client.early:
             event = client.early.pop(len(client.log))
             client.log.append(event)
+            if client.scores is not None and not client.scores.is_complete:
+                raise LawBroken(f"{client.name} has a token, but scores up to {list(client.scores)} only")
             if event.position > 0 and self.world.two_sided(client.room):
                 # Decode's first token: it has every page, so prefill's part is over.
                 client.halves.pop("P", None)
@@ -152,6 +179,8 @@ class Router:
         tokens = [event.token for event in client.log]
         if tokens != client.asked.answer:
             raise LawBroken(f"{client.name} got {tokens} instead of {client.asked.answer}")
+        if client.scores is not None:
+            np.testing.assert_allclose([each.logprob for each in client.scores], client.asked.scores, atol=1e-5)
         expected = FinishReason.STOP_TOKEN if client.asked.stops_early else FinishReason.LENGTH
         assert reason is expected
         client.halves.clear()
@@ -184,7 +213,8 @@ class Router:
             self._end(client, "no replica")
             return
         client.epoch += 1
-        room, job = client.room, client.asked.job([event.token for event in client.log])
+        scoring = None if client.scores is None else client.scores.rest
+        room, job = client.room, client.asked.job([event.token for event in client.log], scoring)
         ttl_ms = int(1000 * (client.deadline - self.world.now))
         if {"P", "D"} <= usable and not client.log and not client.transfer_failed:
             self._send(client, "P", OpenPrefill(room, job, ttl_ms, self.world.replicas["D"].address))
