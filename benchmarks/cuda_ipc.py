@@ -20,9 +20,9 @@ from functools import partial
 import msgspec
 import numpy as np
 
+from benchmarks.pages import ADDRESS, LAYOUT, SECRET, contiguous, human, scattered
 from benchmarks.report import Report, Table, add_report_options, finish
 from benchmarks.timed_fetch import timed_fetch
-from benchmarks.transfer import ADDRESS, LAYOUT, SECRET, contiguous, human, scattered
 from protocol.handshake import RegionTicket
 from transfer.checksum import page_checksums
 from transfer.cuda.door import CudaDoor, device_ticket
