@@ -28,6 +28,7 @@ from transfer.jobs import FetchJob, FetchResult, OnDone, PageCopy, Peer, check_j
 from transfer.memory import SharedMemory
 from transfer.our_pool import OurPool
 from transfer.records import JobRecord, JobState, StopReason
+from transfer.span_copy import SpanCopier
 from transfer.spans import check_pages
 from transfer.transport import TransferTimings, Transport
 
@@ -83,6 +84,7 @@ class PageFetcher:
         self._unanswered = 0  # jobs whose on_done has not returned yet
         self._closed = False
         self._landing = landing_in(memory, page_bytes=page_bytes, faults=faults)
+        SpanCopier()  # compiled, on a machine's first start, before the first copy needs it
         self._loop = IoLoop(name="page-fetcher", clock=clock)
         parts = TransportParts(
             loop=self._loop,
