@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from cluster.config import ClusterConfig
 from cluster.config_file import BadConfigFile, ServeApplication
 from cluster.ingress import BadEnvFile, haproxy_runs, ingress_mode, own_ports_and_paths, read_env_file
-from cluster.late_dashboard import LateDashboard
+from cluster.late_services import LateServices
 from cluster.model_folder import EMBEDDED, NoModel, embedded_model_is_ready, model_folder
 from cluster.placement import shortfalls
 from cluster.tls import BadCertificate
@@ -98,8 +98,8 @@ def _start(application: ServeApplication, options: argparse.Namespace, progress:
 
     importing = threading.Thread(target=importlib.import_module, args=("cluster.app",), daemon=True)
     importing.start()  # Serve, too: a second's work, while Ray's processes come up
-    dashboard = LateDashboard()
-    with dashboard.held_back():
+    late = LateServices()
+    with late.held_back():
         context = ray.init(
             address="local",
             namespace="serve",
@@ -108,7 +108,7 @@ def _start(application: ServeApplication, options: argparse.Namespace, progress:
             logging_level="WARNING",
             _temp_dir=str(options.folder),
         )
-    dashboard.start(context.dashboard_url)
+    late.start(context.dashboard_url)
     signal.signal(signal.SIGTERM, _request_stop)  # until here Ray has a handler of its own, which exits
     if fetching is not None and fetching.wait() != 0:
         raise StartFailed("the embedded model could not be fetched; the reason stands above")
@@ -131,7 +131,7 @@ def _start(application: ServeApplication, options: argparse.Namespace, progress:
     _wait_until_healthy(url)
     progress("ready")
     _print_usage(url)
-    _print_tools(context.address_info["gcs_address"], dashboard.url(timeout_s=_DASHBOARD_TIMEOUT_S))
+    _print_tools(context.address_info["gcs_address"], late.dashboard_url(timeout_s=_DASHBOARD_TIMEOUT_S))
 
 
 def _set_environment(env_file: Path, folder: Path, *, haproxy: bool) -> None:
