@@ -83,4 +83,3 @@ class LateServices:
             if name == _DASHBOARD:
                 self._dashboard_done.set()
         threading.Event().wait()  # for ever: the kernel ends what Ray started when the thread that started it ends
-

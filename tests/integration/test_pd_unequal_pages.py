@@ -49,9 +49,7 @@ async def generate(cluster: WorkerCluster) -> list[list[int]]:
     return [answer["output_ids"] for answer in answers]
 
 
-@pytest.mark.parametrize(
-    ("prefill", "decode", "transport"), [(16, 32, "shm"), (48, 32, "tcp")]
-)
+@pytest.mark.parametrize(("prefill", "decode", "transport"), [(16, 32, "shm"), (48, 32, "tcp")])
 async def test_pd_equals_one_replica(
     folder: Path, alone: list[list[int]], prefill: int, decode: int, transport: str
 ) -> None:
