@@ -45,11 +45,14 @@ class WorkerCluster:
         return response.json()
 
     async def assert_idle(self) -> None:
-        """Every replica soon has no room, and books that balance with nothing held."""
+        """Every replica soon has no room, and books that balance with nothing held; its `state` tells of that time."""
         for worker in self.workers:
             async with asyncio.timeout(30):
                 while not (await worker.is_idle() and (await worker.audit()).idle):
                     pass  # each question waits for a pass of the engine thread
+                told = worker.state()
+                while worker.state() is told:
+                    await worker.is_idle()
 
 
 @contextlib.asynccontextmanager
