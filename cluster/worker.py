@@ -51,6 +51,8 @@ __all__ = ["ReplicaWorker", "TransferOptions", "WorkerConfig", "WorkerUnhealthy"
 log = logging.getLogger(__name__)
 
 _DOOR_CLOSE_S = 10.0
+_PREFAULT_DELAY_S = 5.0
+"""By then the other replicas that start on a machine are there."""
 
 
 class WorkerUnhealthy(RuntimeError):
@@ -75,7 +77,7 @@ class ReplicaWorker:
             prefault=False,
             shared_writable=bool(config.transfer.ib_device),  # RDMA cannot register what is only to be read
         )
-        self._prefault = Prefault(self._memory)
+        self._prefault = Prefault(self._memory, delay_s=_PREFAULT_DELAY_S)
         tokenizer = Tokenizer.load(config.model_path)
         shape = self._model.config
         self._grammars = GrammarCache(

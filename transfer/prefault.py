@@ -1,7 +1,8 @@
 """Takes a pool's memory from the system behind the back of whoever uses it already.
 
 A fresh page is zeroed at its first touch, which costs ten times a copy; a whole pool of them costs seconds. Done ahead,
-in a thread that takes only time nobody else wants, they delay neither the start nor a transfer.
+in a thread that takes only time nobody else wants, they delay neither the start nor a transfer. Not at once, because on
+a virtual machine fresh pages come from its host, which is slow, and whatever else starts there needs some, too.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ _NICENESS = 19
 class Prefault:
     """Lifecycle: `start`, then `stop` before the memory is closed. `error` is what the system refused, if it did."""
 
-    def __init__(self, memory: SharedMemory) -> None:
+    def __init__(self, memory: SharedMemory, *, delay_s: float = 0.0) -> None:
+        """It begins `delay_s` after its start."""
         self._memory = memory
+        self._delay_s = delay_s
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prefault", daemon=True)
         self.error: MemoryError | None = None
@@ -41,6 +44,7 @@ class Prefault:
 
     def _run(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)  # on Linux: of this thread alone
+        self._stopping.wait(self._delay_s)
         nbytes = self._memory.nbytes
         for start in range(0, nbytes, _PIECE_BYTES):
             if self._stopping.is_set():
