@@ -86,7 +86,7 @@ class PeerLinks:
     def received(self, link: Link, message: AnyMessage) -> None:
         """A message for the engine thread, or one that routers tell each other by way of this replica."""
         if isinstance(message, EndRequests) and link.role is LinkRole.ROUTER:
-            for other in self._ids:
+            for other in list(self._ids):  # a link that is too full ends while it is written to
                 if other.role is LinkRole.ROUTER and other is not link:
                     other.send(message)
             return

@@ -54,7 +54,10 @@ class KeyFile:
         """Refresh every second, for ever."""
         while True:
             await asyncio.sleep(_PERIOD_S)
-            await asyncio.to_thread(self.refresh)
+            try:
+                await asyncio.to_thread(self.refresh)
+            except Exception as error:  # whatever it is, the next second's keys may be right
+                self._complain(type(error).__name__)
 
     def _look(self) -> _Version:
         status = self._path.stat()

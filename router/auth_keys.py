@@ -113,7 +113,7 @@ def _read(text: str) -> _File:
 
     try:
         document: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not, for one
         mark = getattr(error, "problem_mark", None)  # the error's own words may quote a key
         place = "" if mark is None else f" (line {mark.line + 1})"
         raise BadKeyFile(f"it is neither YAML nor JSON{place}") from None

@@ -1,7 +1,7 @@
 """Asking every replica to drop its cached prefixes, and hearing what became of it.
 
-A round asks all replicas that are up and takes their answers; one that is lost meanwhile has no cache any more. Rounds
-are repeated while any is busy and time is left.
+A round asks all replicas that are up and takes their answers; one that is lost meanwhile has given none, for its link
+may have broken and nothing else. Rounds are repeated while any is busy and time is left.
 """
 
 from __future__ import annotations

@@ -71,6 +71,8 @@ def test_json_is_read_too() -> None:
         ("keys: [{key: 5, tenant: a}]", r"Expected `str.*keys\[0\].key"),
         ("keys: [{key: SECRET, tenant: a}]\ntenants: {a: {requests_per_minute: 0}}", "requests_per_minute"),
         ("keys: [{key: SECRET, tenant: a}", r"neither YAML nor JSON \(line 1\)"),
+        ("keys: [{key: SECRET, tenant: 2024-13-45}]", "neither YAML nor JSON"),
+        ("[" * 5000, "neither YAML nor JSON"),
     ],
 )
 def test_a_bad_file_is_named_without_quoting_a_key(text: str, complaint: str) -> None:
