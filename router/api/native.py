@@ -28,6 +28,7 @@ from router.api.native_fields import (
 from router.api.native_format import Described, NativeFormat
 from router.api.openai import make_work
 from router.api.prompts import ModelText, read_prompts
+from router.api.score_limit import check_scores
 from router.work import SequenceOutput, Work
 
 _DEFAULT_TOKENS = 128
@@ -60,6 +61,7 @@ async def parse_generate(body: bytes, model: ModelText) -> tuple[Work, list[Sequ
         priority=request.priority,
         scoring=[_scoring(each, prompt) for each, prompt in zip(described, prompts, strict=True)],
     )
+    _check_scores(request, work)
     outputs = [
         SequenceOutput(job, model.tokenizer, keeps_tokens=parsed[index // n].max_new_tokens != 0)
         for index, job in enumerate(work.jobs)
@@ -106,6 +108,14 @@ def _scoring(described: Described | None, prompt: Sequence[int]) -> Scoring | No
     if described is None or described.start_len == len(prompt) - 1:
         return None
     return Scoring(described.start_len + 1, described.top, tuple(described.tokens))
+
+
+def _check_scores(request: GenerateRequest, work: Work) -> None:
+    if any(job.scoring.top for job in work.jobs if job.scoring is not None):
+        named = "top_logprobs_num"
+    else:
+        named = "token_ids_logprob" if request.token_ids_logprob else "logprob_start_len"
+    check_scores(work.jobs, param=named, value=getattr(request, named))
 
 
 def _sampling(

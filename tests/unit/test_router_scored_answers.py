@@ -11,8 +11,10 @@ from router_harness import TEXT, TEXT_IDS, TOKENIZER, FakeReplica, RouterHarness
 
 from protocol.membership import ReplicaRole
 from protocol.rooms import Job, OpenGenerate, PromptScores
-from protocol.sampling import FinishReason
+from protocol.sampling import FinishReason, SamplingParams
 from protocol.scoring import Scoring
+from router.api.score_limit import MAX_NUMBERS, check_scores
+from router.errors import ApiError
 
 PROMPT = "the lazy dog"
 IDS = TOKENIZER.encode(PROMPT)
@@ -247,3 +249,38 @@ async def test_a_stream_repeats_the_prompts_logprobs(router: RouterHarness) -> N
         if name not in ("e2e_latency", "id"):
             assert last["meta_info"][name] == value
     assert call.events[0]["meta_info"]["input_token_logprobs"] == whole["meta_info"]["input_token_logprobs"]
+
+
+LONG = [5] * 52_000
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param", "value"),
+    [
+        ("/v1/completions", {"prompt": LONG, "prompt_logprobs": 20}, "prompt_logprobs", "20"),
+        ("/v1/completions", {"prompt": LONG, "echo": True, "logprobs": 20}, "logprobs", "20"),
+        ("/v1/completions", {"prompt": LONG, "prompt_logprobs": 0, "logprobs": 20}, "logprobs", "20"),
+        ("/v1/completions", {"prompt": [LONG[:26_000]] * 2, "prompt_logprobs": 20}, "prompt_logprobs", "20"),
+        ("/generate", {"input_ids": LONG, "top_logprobs_num": 20}, "top_logprobs_num", "20"),
+        ("/generate", {"input_ids": LONG, "token_ids_logprob": [5] * 40}, "token_ids_logprob", "[5, 5"),
+    ],
+)
+async def test_too_many_scores_are_refused(
+    tmp_path: Path, path: str, fields: dict[str, Any], param: str, value: str
+) -> None:
+    native = {"return_logprob": True, "logprob_start_len": 0} if path == "/generate" else {}
+    async with running_router(tmp_path, context_length=60_000) as router:
+        call = await router.post(path, {**native, **fields}).done()
+    assert call.status == 400, call.body
+    error = call.json["error"]
+    assert error["param"] == param
+    assert error["message"].startswith(f"{param}: {value}")
+    assert f"limit of {MAX_NUMBERS} a request; ask for less, or send fewer or shorter prompts" in error["message"]
+
+
+def test_scores_are_counted_over_all_prompts() -> None:
+    sampling = SamplingParams(max_tokens=1)
+    half = Job(prompt=[5] * (2**20 // 16 + 1), sampling=sampling, scoring=Scoring(1, 7, (5,)))
+    check_scores([half, half, Job(prompt=LONG, sampling=sampling)], param="p", value=7)
+    with pytest.raises(ApiError, match=f"p: 7 asks for {2**21 + 1} numbers"):
+        check_scores([half, half, Job(prompt=[5, 5], sampling=sampling, scoring=Scoring(1))], param="p", value=7)
