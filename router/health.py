@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import secrets
 from typing import Any
 
 import msgspec
 from starlette.types import Scope
 
 from protocol.membership import ReplicaRole
-from protocol.rooms import AbortReason, Job
-from protocol.sampling import SamplingParams
 from router.endpoints import Endpoint, RouterCore, request_timeout_s
 from router.errors import overloaded
-from router.exchange import ClientGoneError, Exchange
+from router.exchange import Exchange
+from router.health_probe import PROBE_TIMEOUT_S, HealthProbe
 from router.metrics import Counter, Gauge, Histogram
 from router.replica_view import ReplicaView
-from router.token_stream import TokenStream
-
-_PROBE_TOKENS = 2
-"""One from each pool."""
-_PROBE_TIMEOUT_S = 30.0
 
 
 class Health(Endpoint):
@@ -41,35 +33,15 @@ class Health(Endpoint):
 class HealthGenerate(Endpoint):
     """GET /health_generate: 200 once two real tokens were made, the first by prefill and the second by decode."""
 
+    def __init__(self, core: RouterCore) -> None:
+        super().__init__(core)
+        self._probe = HealthProbe(core)
+
     async def respond(self, exchange: Exchange, scope: Scope) -> None:
-        core, loop = self.core, asyncio.get_running_loop()
-        _usable_roles(core)  # a probe asks how things are now: it does not wait for a replica as requests do
-        timeout_s = min(_PROBE_TIMEOUT_S, request_timeout_s(exchange, core.config))
-        stream = TokenStream(max_buffered=_PROBE_TOKENS, on_overflow=lambda: None)
-        sampling = SamplingParams(temperature=0.0, max_tokens=_PROBE_TOKENS, ignore_eos=True)
-        began = loop.time()
-        generation = core.dispatcher.generate(
-            request_id=f"health-{secrets.token_hex(8)}.0",
-            job=Job(prompt=core.model.tokenizer.encode("health"), sampling=sampling),
-            index=0,
-            received_at=began,
-            deadline=began + timeout_s,
-            stream=stream,
-        )
-        watcher = asyncio.create_task(exchange.watch(lambda: stream.drop(ClientGoneError())))
-        tokens = 0
-        try:
-            async with asyncio.timeout(timeout_s):
-                while tokens < _PROBE_TOKENS:
-                    tokens += len(await stream.next())
-        except TimeoutError as error:
-            message = f"{tokens} of {_PROBE_TOKENS} tokens came within {timeout_s:g} s"
-            retry_after_s = core.config.retry_after_s
-            raise overloaded(503, message, code="unhealthy", retry_after_s=retry_after_s) from error
-        finally:
-            watcher.cancel()
-            generation.abort(AbortReason.DEADLINE)
-        await exchange.answer_json(200, {"status": "ok", "seconds": loop.time() - began})
+        _usable_roles(self.core)  # a probe asks how things are now: it does not wait for a replica as requests do
+        timeout_s = min(PROBE_TIMEOUT_S, request_timeout_s(exchange, self.core.config))
+        seconds = await self._probe.seconds(exchange, timeout_s=timeout_s)
+        await exchange.answer_json(200, {"status": "ok", "seconds": seconds})
 
 
 def _usable_roles(core: RouterCore) -> list[ReplicaRole]:

@@ -260,3 +260,33 @@ async def test_a_burst_of_clients_half_of_which_leave(router: RouterHarness) -> 
     await asyncio.gather(*(call.done() for call in calls))
     assert all(call.events[-1] == "[DONE]" for call in calls[1::2])
     await router.idle()
+
+
+async def test_all_who_ask_for_a_probe_meanwhile_share_one(router: RouterHarness) -> None:
+    both = await router.add("both", ReplicaRole.AGGREGATED)
+    calls = [router.get("/health_generate") for _ in range(4)]
+    opened = await both.opened(OpenGenerate)
+    late = router.get("/health_generate", headers={"X-Request-Timeout": "0.02"})
+    assert (await late.done()).status == 503
+    calls[0].leave()
+    await calls[0].done()
+    assert not both.aborts
+    both.send(opened.room, 0, 5, 6, finish=FinishReason.LENGTH)
+    answers = [(await call.done()).json for call in calls[1:]]
+    assert len({answer["seconds"] for answer in answers}) == 1
+    assert len(both.opens) == 1
+    await router.idle()
+    both.automatic = True
+    assert (await router.get("/health_generate").done()).status == 200
+    assert len(both.opens) == 2
+
+
+async def test_a_probe_ends_with_the_last_who_asked(router: RouterHarness) -> None:
+    both = await router.add("both", ReplicaRole.AGGREGATED)
+    calls = [router.get("/health_generate") for _ in range(2)]
+    opened = await both.opened(OpenGenerate)
+    for call in calls:
+        call.leave()
+        await call.done()
+    await both.aborted(opened.room)
+    await router.idle()
