@@ -74,6 +74,7 @@ class GivenCall(ApiModel):
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments or "{}")
+                json.dumps(arguments, ensure_ascii=False).encode()  # half a character, which JSON can name, is no text
             except (ValueError, RecursionError):
                 arguments = self.function.arguments  # cut short, perhaps: shown as it is
         function = {"name": self.function.name, "arguments": arguments}

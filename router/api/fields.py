@@ -130,6 +130,8 @@ def shown(value: object) -> str:
     """A value as an error message quotes it: JSON, cut when long."""
     try:
         text = json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return "a deeply nested value"
     except (TypeError, ValueError):
         text = repr(value)
     return cut(text)

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_templates import HERMES
 from router_harness import TEXT, TOKENIZER, Call, RouterHarness, running_router
+from tiny_tokenizers import CHAT_TEMPLATE
 
 from protocol.membership import ReplicaRole
+from router.api.fields import shown
 
 USER = [{"role": "user", "content": "hi"}]
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
@@ -436,3 +439,32 @@ async def test_a_body_that_does_not_arrive(tmp_path: Path) -> None:
     async with running_router(tmp_path, body_timeout_s=0.02) as router:
         call = await Call(router.app, "POST", CHAT, None, {}).done()
         assert call.status == 408
+
+
+async def test_a_deeply_nested_value_is_refused_as_another(router: RouterHarness) -> None:
+    for depth in range(700, 1000):  # where what can be read cannot be written lies with the stack's depth
+        call = await router.post(COMPLETIONS, b'{"prompt": ' + b"[" * depth + b"]" * depth + b"}").done()
+        assert call.status == 400, (depth, call.body)
+
+
+def test_what_is_too_deep_to_write_is_called_so() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert shown(deep) == "a deeply nested value"
+
+
+HALF = {"id": "x", "type": "function", "function": {"name": "f", "arguments": '{"city": "\\ud83d"}'}}
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, HERMES])
+async def test_half_a_character_in_an_earlier_call_stays_as_it_was_sent(tmp_path: Path, template: str) -> None:
+    messages = [*USER, {"role": "assistant", "tool_calls": [HALF]}, {"role": "tool", "content": "5"}]
+    async with running_router(tmp_path, chat_template=template, context_length=2048) as router:
+        replica = await router.add("both", ReplicaRole.AGGREGATED, automatic=True)
+        call = await router.post(CHAT, {"messages": messages, "max_tokens": 2}).done()
+        assert call.status == 200, call.body
+        told = await router.post("/tokenize", {"messages": messages}).done()
+        assert (told.status, told.json["tokens"]) == (200, replica.opens[0].job.prompt)
+        if template == HERMES:
+            assert "ud83d" in TOKENIZER.decode(replica.opens[0].job.prompt)
