@@ -157,7 +157,8 @@ class RouterSection(Section):
     """How long the tokens of a stream are kept after its connection has ended, for its client to come back with the
     Last-Event-ID. 0: not at all, and events have no ids, which some home-made clients stumble over."""
     resume_max_mb: int = Field(default=64, ge=1)
-    """What these streams may occupy in each router; the oldest go first."""
+    """What these streams, and the requests of those being written, may occupy in each router; the oldest go first. A
+    stream whose request finds no space has no ids on its events."""
     tool_parser: ToolParserName = "auto"
     """How the model writes calls of tools: `auto` goes by its chat template, `none` leaves them in the text."""
     reasoning_parser: ReasoningParserName = "auto"

@@ -61,30 +61,34 @@ class Generate(Endpoint):
         self._parse = parse
 
     async def respond(self, exchange: Exchange, scope: Scope) -> None:
+        asked = _asked(self.core, exchange, scope)
+        record, seen, lost = await self._record(asked)
+        await _run(self.core, asked, self._parse, record, seen=seen, lost=lost)
+
+    async def _record(self, asked: _Asked) -> tuple[StreamRecord, int, Place | None]:
+        """What is asked, how many events of it the client has, and the last one's place where the stream is lost.
+
+        The record alone has the body, so that it can be let go of once it has been read.
+        """
         core, config = self.core, self.core.config
-        asked = _asked(core, exchange, scope)
-        body = await exchange.body(max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
+        body = await asked.exchange.body(max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
         if asked.last_event_id is None:
-            record = StreamRecord(stamp=Stamp.new(core.router_key, tenant=asked.tenant), path=self._path, body=body)
-            await _run(core, asked, self._parse, record, seen=0)
-            return
+            stamp = Stamp.new(core.router_key, tenant=asked.tenant)
+            return StreamRecord(stamp=stamp, path=self._path, body=body), 0, None
         last = parse_event_id(asked.last_event_id)
         try:
             record = await _claimed(core, last.token, asked.tenant)
         except StreamLostError:
             if last.place is None or core.shelf.knows(last.token):
                 raise
-            record = StreamRecord(
-                stamp=Stamp(last.token, asked.tenant), path=self._path, body=body, rooms=f"~{secrets.token_hex(4)}"
-            )
-            await _run(core, asked, self._parse, record, seen=last.number, lost=last.place)
-            return
+            stamp, rooms = Stamp(last.token, asked.tenant), f"~{secrets.token_hex(4)}"
+            return StreamRecord(stamp=stamp, path=self._path, body=body, rooms=rooms), last.number, last.place
         try:
             record.check_is_asked_again(self._path, body)
         except ApiError:
             _give_back(core, record)
             raise
-        await _run(core, asked, self._parse, record, seen=last.number)
+        return record, last.number, None
 
 
 class ComeBack(Endpoint):
@@ -131,9 +135,11 @@ async def _run(
     try:
         work, outputs, response = await parse(record.body, replace(core.model, stamp=record.stamp))
         session = None
-        if core.config.resume_window_s and _can_be_come_back_to(work):
+        if core.config.resume_window_s and _can_be_come_back_to(work) and core.shelf.hold(record):
             single = len(work.jobs) == 1
             session = StreamSession(record, response_id=work.response_id, single=single, seen=seen, lost=lost)
+        else:
+            record.body = b""
         if lost is not None and (session is None or len(work.jobs) > 1):
             raise StreamLostError
         runner = RequestRunner(

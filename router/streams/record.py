@@ -21,6 +21,7 @@ class StreamRecord:
     path: str
     """Of the endpoint that was asked."""
     body: bytes
+    """Empty while a stream is written that cannot be come back to."""
     log: EventLog = field(default_factory=EventLog)
     epochs: dict[int, int] = field(default_factory=dict)
     """The last epoch of each sequence that was begun."""

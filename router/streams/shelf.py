@@ -1,8 +1,9 @@
 """The streams of one router that can be come back to.
 
-A record is LIVE while a run writes it, then KEPT for `window_s`, or until its space is needed: the oldest go first. A
-client that comes back takes it (LIVE again); another router that asks for it takes it away. What is left then is its
-name and what became of it, for a while.
+A record is LIVE while a run writes it, then KEPT for `window_s`, or until its space is needed: the oldest go first. The
+requests of LIVE ones need space, too; a stream that finds none cannot be come back to. A client that comes back takes
+it (LIVE again); another router that asks for it takes it away. What is left then is its name and what became of it, for
+a while.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Gone:
 class _Live:
     record: StreamRecord
     released: asyncio.Event
+    held: int = 0
+    """Bytes of its request, once that is to be kept."""
 
 
 class Shelf:
@@ -58,19 +61,36 @@ class Shelf:
         self._kept: OrderedDict[str, tuple[float, int, StreamRecord]] = OrderedDict()
         """(until when, bytes, record), the oldest first."""
         self._kept_bytes = 0
+        self._live_bytes = 0
         self._gone: OrderedDict[str, Gone] = OrderedDict()
         metrics.add_gauge("router_kept_streams", "streams kept for clients that come back", lambda: len(self._kept))
         metrics.add_gauge("router_kept_stream_bytes", "what these occupy", lambda: self._kept_bytes)
+        metrics.add_gauge("router_live_stream_bytes", "requests of streams being written", lambda: self._live_bytes)
 
     def begin(self, record: StreamRecord) -> None:
         """This stream is written from now on, until `keep`."""
         self._gone.pop(record.stamp.token, None)
         self._live[record.stamp.token] = _Live(record, asyncio.Event())
 
+    def hold(self, record: StreamRecord) -> bool:
+        """Have space for the request of a stream that has begun, until `keep`; False when there is none.
+
+        One that is come back to has it always: its client was told that it can.
+        """
+        size = len(record.body)
+        if not record.log and self._live_bytes + size > self._max_bytes:
+            return False
+        self._live[record.stamp.token].held = size
+        self._live_bytes += size
+        self._make_room()
+        return True
+
     def keep(self, record: StreamRecord) -> None:
         """It is no longer written. One of which nothing was written is not kept."""
         token = record.stamp.token
-        self._live.pop(token).released.set()
+        live = self._live.pop(token)
+        live.released.set()
+        self._live_bytes -= live.held
         record.cut = None
         self.expire()
         size = record.num_bytes
@@ -81,8 +101,7 @@ class Shelf:
             return
         self._kept[token] = (self._clock() + self._window_s, size, record)
         self._kept_bytes += size
-        while len(self._kept) > self._max_streams or self._kept_bytes > self._max_bytes:
-            self._drop_oldest("space")
+        self._make_room()
 
     def knows(self, token: str) -> bool:
         """Whether the stream is here, whoever's it is."""
@@ -134,6 +153,12 @@ class Shelf:
                 await live.released.wait()
         except TimeoutError as error:
             raise StreamBusyError from error
+
+    def _make_room(self) -> None:
+        while self._kept and (
+            len(self._kept) > self._max_streams or self._kept_bytes + self._live_bytes > self._max_bytes
+        ):
+            self._drop_oldest("space")
 
     def _drop_oldest(self, why: str) -> None:
         token = next(iter(self._kept))

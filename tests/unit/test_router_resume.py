@@ -498,6 +498,50 @@ async def test_the_shelf_keeps_for_a_minute_and_within_its_bounds() -> None:
     assert await on.take("nothing", "") is None
 
 
+async def test_requests_of_streams_being_written_take_of_the_same_space() -> None:
+    on = shelf(Clock())
+    kept, first, second = record(body=b"x" * 400), *(record(tokens=0, body=b"x" * 600) for _ in range(2))
+    put(on, kept)
+    for each in (first, second):
+        on.begin(each)
+    assert on.hold(first)
+    assert await on.take(kept.stamp.token, "") == Gone()  # it made room
+    assert not on.hold(second)
+    again = record(body=b"x" * 600)
+    on.begin(again)
+    assert on.hold(again)  # it has been written before
+    for each in (first, again):
+        on.keep(each)
+    assert on.hold(second)
+    on.keep(second)
+
+
+@pytest.mark.parametrize("limit", [1000, 100])
+async def test_a_stream_whose_request_finds_no_space_has_no_ids(tmp_path: Path, limit: int) -> None:
+    async with serving(tmp_path, resume_max_bytes=limit) as (router, replica):
+        call = router.complete(prompt="a fox" * 20)
+        opened = await replica.opened(OpenGenerate)
+        (live,) = router.app.state.shelf._live.values()
+        replica.send(opened.room, 0, *TEXT_IDS[:8], finish=FinishReason.LENGTH)
+        await call.done()
+        assert call.events[-1] == "[DONE]"
+        assert [bool(each) for each in call.ids] == [limit == 1000] * len(call.ids)
+        assert bool(live.record.body) == (limit == 1000)
+
+
+@pytest.mark.parametrize("fields", [{"stream": False}, {"return_timeline": True}])
+async def test_a_request_that_cannot_be_come_back_to_is_let_go_of_once_read(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    async with serving(tmp_path) as (router, replica):
+        call = router.complete(**fields)
+        opened = await replica.opened(OpenGenerate)
+        (live,) = router.app.state.shelf._live.values()
+        assert live.record.body == b""
+        replica.send(opened.room, 0, *TEXT_IDS[:8], finish=FinishReason.LENGTH)
+        assert (await call.done()).status == 200
+
+
 async def test_of_two_who_take_a_stream_one_gets_it() -> None:
     on, it = shelf(Clock()), record("a")
     on.begin(it)
