@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import Field
 
 from protocol.sampling import Grammar, GrammarKind
@@ -95,7 +96,10 @@ def enforced(schema: Any, *, field: str, strict: bool = True) -> Any:
 
     What no grammar can enforce is refused if `strict`, else left out.
     """
-    _bounded("json_schema", _json(schema), field)
+    try:
+        _bounded("json_schema", _json(schema), field)
+    except (ValueError, RecursionError) as error:
+        raise invalid(field, f"it cannot be written as JSON: {error}; change it") from error
     try:
         return enforceable(schema, strict=strict)
     except SchemaError as error:
@@ -136,7 +140,11 @@ def _structural_tag(value: Any, field: str) -> list[Grammar]:
     tag = _parsed(value, field)
     if not isinstance(tag, dict):
         raise invalid(field, f"{shown(tag)} is no structural tag; give an object")
-    return [_bounded("structural_tag", _json(_enforced_within(tag, field)), field)]
+    try:
+        text = _json(_enforced_within(tag, field))
+    except RecursionError as error:
+        raise invalid(field, "it is nested too deep; make it flatter") from error
+    return [_bounded("structural_tag", text, field)]
 
 
 def _enforced_within(part: Any, field: str) -> Any:
@@ -176,11 +184,11 @@ def _parsed(value: Any, field: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return msgspec.json.decode(value)
     except (ValueError, RecursionError) as error:
         raise invalid(field, f"{shown(value)} is not valid JSON: {error}") from error
 
 
 def _json(value: Any) -> str:
     """Properties keep their order: it is the order in which they are generated."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)

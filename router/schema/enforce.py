@@ -10,16 +10,20 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from router.schema.budget import Budget
 from router.schema.errors import SchemaError, UnsatisfiableError
 from router.schema.exclusive import are_exclusive
 from router.schema.merge import merged
 from router.schema.numbers import enforceable_number
+from router.schema.patterns import can_be_tried, is_found
 from router.schema.references import References
 from router.schema.strings import enforceable_string
 from router.schema.values import listed
 from router.schema.words import ARRAY, OBJECT, OF_TYPE, UNENFORCEABLE, VALUES, Schema, stripped, types_of
 
 _MOST_DEEP = 64
+_COPIED = (*VALUES, "pattern", "required")
+"""Keywords whose values have no parts, and any size."""
 _ANY_TYPE = ("object", "array", "string", "number")
 
 
@@ -34,6 +38,10 @@ def enforceable(schema: Any, *, strict: bool) -> Schema:
         if isinstance(error, SchemaError):
             raise
         raise SchemaError("", f"it is no valid JSON schema: {error}") from error
+    except ArithmeticError as error:
+        raise SchemaError("", f"it has a number with which one cannot reckon ({error}); change it") from error
+    except RecursionError as error:
+        raise SchemaError("", "it is too deep, or its references go round in a circle; make it flatter") from error
 
 
 class _Pass:
@@ -43,6 +51,7 @@ class _Pass:
         self._root = root
         self._strict = strict
         self._references = References(root)
+        self._budget = Budget()
         self._names: dict[str, str] = {}
         """Name under `$defs` of each reference met."""
         self._definitions: dict[str, Any] = {}
@@ -65,6 +74,7 @@ class _Pass:
         if depth > _MOST_DEEP:
             raise SchemaError(where, f"it is more than {_MOST_DEEP} levels deep; make it flatter")
         schema = _of_today(stripped(schema))
+        self._budget.spend(where, characters=sum(len(str(schema[key])) for key in _COPIED if key in schema))
         if "$ref" in schema:
             return self._reference(schema, where, depth)
         if "allOf" in schema:
@@ -76,7 +86,7 @@ class _Pass:
         if "anyOf" in schema or "oneOf" in schema:
             return self._alternatives(schema, where, depth)
         if any(key in schema for key in VALUES):
-            return {"enum": listed(schema, where)}
+            return {"enum": self._listed(schema, where)}
         return self._typed(schema, where, depth)
 
     def _reference(self, schema: Schema, where: str, depth: int) -> Any:
@@ -92,10 +102,12 @@ class _Pass:
             if part is False:
                 raise UnsatisfiableError(where, f"{reference} allows no value")
             self._definitions[name] = part
+            self._made(part, where)
         return {"$ref": f"#/$defs/{self._names[reference]}"}
 
     def _resolved(self, schema: Any, where: str) -> Any:
         """A schema with its own reference replaced by what that names."""
+        self._budget.spend(where)
         for _ in range(_MOST_DEEP):
             if not isinstance(schema, dict) or "$ref" not in schema:
                 return schema
@@ -106,9 +118,24 @@ class _Pass:
 
     def _made(self, schema: Any, where: str) -> Any:
         """As `_resolved`, for parts that are enforceable already."""
+        seen = set()
         while isinstance(schema, dict) and "$ref" in schema:
-            schema = self._definitions[schema["$ref"].removeprefix("#/$defs/")]
+            name = schema["$ref"].removeprefix("#/$defs/")
+            if name in seen:
+                raise SchemaError(where, "its references go round in a circle")
+            seen.add(name)
+            schema = self._definitions[name]
         return schema
+
+    def _listed(self, schema: Schema, where: str) -> list[Any]:
+        try:
+            return listed(schema, where)
+        except UnsatisfiableError:
+            raise
+        except SchemaError:
+            if self._strict or "pattern" not in schema:
+                raise
+            return listed(_without(schema, "pattern"), where)
 
     def _enforced_only(self, schema: Schema, where: str) -> Schema:
         for key in UNENFORCEABLE:
@@ -137,6 +164,9 @@ class _Pass:
                 parts.append(part)
         if not parts:
             raise why or UnsatisfiableError(where, f"{key} allows no value")
+        if key == "oneOf" and self._strict:
+            compared = sum(1 + len(made.get("enum", ())) for part in parts if (made := self._made(part, where)))
+            self._budget.spend(where, characters=len(parts) * compared)
         if key == "oneOf" and self._strict and not are_exclusive(parts, self._made):
             raise SchemaError(where, "oneOf has branches that may match at once, which no grammar can tell; use anyOf")
         return parts[0] if len(parts) == 1 else {"anyOf": parts}
@@ -211,15 +241,17 @@ class _Pass:
         named = dict(schema.get("properties", {}))
         patterns = {
             pattern: self._part(part, f"{where}/patternProperties/{pattern}", depth + 1)
-            for pattern, part in schema.get("patternProperties", {}).items()
+            for pattern, part in self._patterns(schema, where).items()
         }
         for name in required:
-            if name not in named and any(re.search(pattern, name) for pattern in patterns):
+            self._budget.spend(where, parts=len(patterns))
+            if name not in named and any(is_found(pattern, name) for pattern in patterns):
                 raise SchemaError(where, f"required {name!r} is only in patternProperties; name it in properties")
             named.setdefault(name, True if others is None else others)
         properties = {}
         for name, part in named.items():
-            if any(re.search(pattern, name) for pattern in patterns):
+            self._budget.spend(where, parts=len(patterns), characters=len(name))
+            if any(is_found(pattern, name) for pattern in patterns):
                 raise SchemaError(where, f"property {name!r} matches patternProperties too, which cannot be enforced")
             whole = self._part(part, f"{where}/properties/{name}", depth + 1)
             if whole is not False:
@@ -237,6 +269,20 @@ class _Pass:
         if "propertyNames" in schema:
             made |= self._names_of(schema["propertyNames"], properties, where, depth)
         return made | {key: schema[key] for key in ("minProperties", "maxProperties") if key in schema}
+
+    def _patterns(self, schema: Schema, where: str) -> Schema:
+        """`patternProperties`, if it can be told which of the properties named are among them."""
+        patterns: Schema = schema.get("patternProperties", {})
+        untried = next((pattern for pattern in patterns if not can_be_tried(pattern)), None)
+        if untried is None or not (schema.get("properties") or schema.get("required")):
+            return patterns
+        if self._strict:
+            raise SchemaError(
+                where,
+                f"patternProperties {untried!r} cannot be enforced beside properties or required; leave it out, "
+                "or make it a plain beginning, such as ^x-",
+            )
+        return {}
 
     def _names_of(self, rule: Any, properties: Schema, where: str, depth: int) -> Schema:
         part = self._part({"type": "string"} if rule is True else rule, f"{where}/propertyNames", depth + 1)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import permutations
 from typing import Any
 
-from router.schema.words import Schema, is_of_type, same
+from router.schema.words import Schema, is_of_type, keyed
 
 Resolve = Callable[[Any, str], Any]
 
@@ -25,7 +25,7 @@ def _excludes(one: Any, other: Any) -> bool:
         return one is False or other is False
     values, others = one.get("enum"), other.get("enum")
     if values is not None and others is not None:
-        return not any(same(value, each) for value in values for each in others)
+        return set(map(keyed, values)).isdisjoint(map(keyed, others))
     if values is not None and "type" in other:
         return not any(is_of_type(value, other["type"]) for value in values)
     if others is not None and "type" in one:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from router.schema.errors import SchemaError, UnsatisfiableError
-from router.schema.words import Schema, same, stripped, types_of
+from router.schema.words import Schema, keyed, same, stripped, types_of
 
 _GREATEST = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
 _LEAST = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
@@ -45,7 +45,8 @@ def _both(key: str, one: Any, other: Any, where: str, resolve: Resolve) -> Any:
         case "required":
             return list(dict.fromkeys([*one, *other]))
         case "enum":
-            return [value for value in one if any(same(value, each) for each in other)]
+            others = set(map(keyed, other))
+            return [value for value in one if keyed(value) in others]
         case "items" | "propertyNames" | "additionalProperties":
             return merged(one, other, f"{where}/{key}", resolve)
         case "properties":

@@ -9,13 +9,12 @@ from __future__ import annotations
 import re
 
 from router.schema.errors import SchemaError, UnsatisfiableError
+from router.schema.patterns import REPEATED
 from router.schema.words import Schema
 
-_REPEATED = re.compile(r"\^?(\[\^?(?:[^\[\]\\]|\\.)+\]|\\[wdsWDS]|\.)([+*])\$?")
-"""A pattern of one class of characters, repeated: it can take lengths."""
 _LOOK_AROUND = re.compile(r"\(\?(?:[=!]|<[=!])")
-_PIECES = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
-"""Escaped characters, classes, and single characters."""
+_PIECES = re.compile(r"\\.|\[(?:\\.|[^\]\\])*(?:\]|\\?\Z)|.", re.DOTALL)
+"""Escaped characters, classes (one left open reaches to the end), and single characters."""
 
 
 def enforceable_string(schema: Schema, where: str) -> Schema:
@@ -36,7 +35,7 @@ def enforceable_string(schema: Schema, where: str) -> Schema:
         raise SchemaError(where, f"the pattern {pattern!r} has ^ or $ within; use them at its ends only")
     if not limited:
         return {"pattern": pattern}
-    simple = _REPEATED.fullmatch(pattern)
+    simple = REPEATED.fullmatch(pattern)
     if simple is None or not (pattern.startswith("^") and pattern.endswith("$")):
         raise SchemaError(where, "pattern cannot be combined with lengths here; write the lengths into the pattern")
     least = max(least, 1 if simple[2] == "+" else 0)

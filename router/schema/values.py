@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 from router.schema.errors import SchemaError, UnsatisfiableError
+from router.schema.patterns import can_be_tried, is_found
 from router.schema.words import ARRAY, OBJECT, Schema, is_of_type, same, types_of
 
 
@@ -32,7 +32,10 @@ def _fits(value: Any, schema: Schema, where: str) -> bool:
     if isinstance(value, str):
         if not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", math.inf):
             return False
-        return "pattern" not in schema or re.search(schema["pattern"], value) is not None
+        pattern = schema.get("pattern")
+        if pattern is not None and not can_be_tried(pattern):
+            raise SchemaError(where, f"pattern {pattern!r} cannot be enforced beside enum or const; leave it out")
+        return pattern is None or is_found(pattern, value)
     if is_of_type(value, "number"):
         if "multipleOf" in schema and value % schema["multipleOf"]:
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 Schema = dict[str, Any]
@@ -93,3 +94,15 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     return bool(one == other)
+
+
+def keyed(value: Any) -> Hashable:
+    """What is equal for two JSON values if they are the same, to look one up among many."""
+    if isinstance(value, bool):
+        return bool, value
+    if isinstance(value, list):
+        return list, tuple(map(keyed, value))
+    if isinstance(value, dict):
+        return dict, frozenset((name, keyed(each)) for name, each in value.items())
+    scalar: Hashable = value
+    return scalar

@@ -1,0 +1,24 @@
+"""How much work one schema may be: references multiply what a short text asks for."""
+
+from __future__ import annotations
+
+from router.schema.errors import SchemaError
+
+_MOST_PARTS = 10_000
+_CHARACTERS_OF_PART = 64
+"""Text that is as much work as one more part."""
+
+
+class Budget:
+    """What is left to one pass over one schema, which owns it."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_PARTS
+
+    def spend(self, where: str, *, parts: int = 1, characters: int = 0) -> None:
+        """Count work at `where`; raises `SchemaError` when the schema has had its share."""
+        self._left -= parts + characters // _CHARACTERS_OF_PART
+        if self._left < 0:
+            raise SchemaError(
+                where, f"it is too large once its references are put in ({_MOST_PARTS} parts at most); make it smaller"
+            )
