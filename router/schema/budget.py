@@ -5,19 +5,19 @@ from __future__ import annotations
 from router.schema.errors import SchemaError
 
 _MOST_PARTS = 10_000
-_CHARACTERS_OF_PART = 64
-"""Text that is as much work as one more part."""
+_PART = 64
+"""What a part costs, in characters of text to copy."""
 
 
 class Budget:
     """What is left to one pass over one schema, which owns it."""
 
     def __init__(self) -> None:
-        self._left = _MOST_PARTS
+        self._left = _MOST_PARTS * _PART
 
-    def spend(self, where: str, *, parts: int = 1, characters: int = 0) -> None:
+    def spend(self, where: str, *, parts: int = 0, characters: int = 0) -> None:
         """Count work at `where`; raises `SchemaError` when the schema has had its share."""
-        self._left -= parts + characters // _CHARACTERS_OF_PART
+        self._left -= parts * _PART + characters
         if self._left < 0:
             raise SchemaError(
                 where, f"it is too large once its references are put in ({_MOST_PARTS} parts at most); make it smaller"

@@ -24,6 +24,8 @@ from router.schema.words import ARRAY, OBJECT, OF_TYPE, UNENFORCEABLE, VALUES, S
 _MOST_DEEP = 64
 _COPIED = (*VALUES, "pattern", "required")
 """Keywords whose values have no parts, and any size."""
+_TO_MERGE = 8
+"""Characters that cost as much to copy as one schema to merge; and to compare as one to copy."""
 _ANY_TYPE = ("object", "array", "string", "number")
 
 
@@ -74,7 +76,7 @@ class _Pass:
         if depth > _MOST_DEEP:
             raise SchemaError(where, f"it is more than {_MOST_DEEP} levels deep; make it flatter")
         schema = _of_today(stripped(schema))
-        self._budget.spend(where, characters=sum(len(str(schema[key])) for key in _COPIED if key in schema))
+        self._budget.spend(where, parts=1, characters=sum(len(str(schema[key])) for key in _COPIED if key in schema))
         if "$ref" in schema:
             return self._reference(schema, where, depth)
         if "allOf" in schema:
@@ -94,6 +96,7 @@ class _Pass:
         reference = schema["$ref"]
         target = self._references.target(reference, where)
         if beside:
+            self._budget.spend(where, characters=self._references.size(reference, target) // _TO_MERGE)
             return self._part(merged(target, beside, where, self._resolved), where, depth + 1)
         if reference not in self._names:
             name = self._names[reference] = f"d{len(self._names)}"
@@ -107,12 +110,15 @@ class _Pass:
 
     def _resolved(self, schema: Any, where: str) -> Any:
         """A schema with its own reference replaced by what that names."""
-        self._budget.spend(where)
         for _ in range(_MOST_DEEP):
-            if not isinstance(schema, dict) or "$ref" not in schema:
+            if not isinstance(schema, dict):
+                return schema
+            self._budget.spend(where, characters=_TO_MERGE + len(schema.get("required", ())))
+            if "$ref" not in schema:
                 return schema
             beside = stripped(_without(schema, "$ref"))
             target = self._references.target(schema["$ref"], where)
+            self._budget.spend(where, characters=self._references.size(schema["$ref"], target) // _TO_MERGE)
             schema = merged(target, beside, where, self._resolved) if beside else target
         raise SchemaError(where, "its references go round in a circle")
 
@@ -165,10 +171,11 @@ class _Pass:
         if not parts:
             raise why or UnsatisfiableError(where, f"{key} allows no value")
         if key == "oneOf" and self._strict:
-            compared = sum(1 + len(made.get("enum", ())) for part in parts if (made := self._made(part, where)))
+            compared = sum(1 + len(self._made(part, where).get("enum", ())) for part in parts)
             self._budget.spend(where, characters=len(parts) * compared)
-        if key == "oneOf" and self._strict and not are_exclusive(parts, self._made):
-            raise SchemaError(where, "oneOf has branches that may match at once, which no grammar can tell; use anyOf")
+            if not are_exclusive(parts, self._made):
+                what = "oneOf has branches that may match at once, which no grammar can tell; use anyOf"
+                raise SchemaError(where, what)
         return parts[0] if len(parts) == 1 else {"anyOf": parts}
 
     def _typed(self, schema: Schema, where: str, depth: int) -> Any:

@@ -13,6 +13,7 @@ class References:
 
     def __init__(self, root: Any) -> None:
         self._root = root
+        self._sizes: dict[str, int] = {}
 
     def target(self, reference: Any, where: str) -> Any:
         """The schema that `reference` names; raises `SchemaError` when there is none within this one."""
@@ -32,3 +33,9 @@ class References:
         if not isinstance(found, dict | bool):
             raise SchemaError(where, f"$ref {reference!r} names no schema")
         return found
+
+    def size(self, reference: str, target: Any) -> int:
+        """Characters of `target`, which `reference` names."""
+        if reference not in self._sizes:
+            self._sizes[reference] = len(str(target))
+        return self._sizes[reference]

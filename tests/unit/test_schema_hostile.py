@@ -57,6 +57,12 @@ def side_by_side(count: int) -> dict[str, Any]:
     return {"$defs": values, "properties": {name: {"$ref": "#/$defs/e", "type": "integer"} for name in names}}
 
 
+def repeated(schema: dict[str, Any]) -> dict[str, Any]:
+    """Two equal definitions, each put into one schema many times."""
+    copies = {"a": schema, "b": json.loads(json.dumps(schema))}
+    return {"$defs": copies, "allOf": [{"$ref": f"#/$defs/{name}"} for name in "ab" * 1_500]}
+
+
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "names itself": ({**ITSELF, "$ref": "#/$defs/a"}, "in a circle"),
     "names itself in oneOf": ({**ITSELF, "oneOf": ONE}, "in a circle"),
@@ -76,6 +82,8 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "doubling": (doubling(60), "too large once its references are put in"),
     "joined": (joined(40), "too large once its references are put in"),
     "values side by side": (side_by_side(5_000), "too large once its references are put in"),
+    "one long list, over and over": (repeated({"required": [f"a{number}" for number in range(9_000)]}), "too large"),
+    "equal items, over and over": (repeated({"items": {"enum": list(range(20_000))}}), "too large"),
     "values in two lists": (
         {"allOf": [{"enum": list(range(40_000))}, {"enum": list(range(-40_000, 0))}]},
         "none of its values",
