@@ -52,9 +52,10 @@ class GrammarGate:
         post: Callable[[GrammarReady], None],
         send: Callable[[str, Message], None],
         clock: Callable[[], float] = time.monotonic,
-        timeout_s: float = 15.0,
+        timeout_s: float = 8.0,
     ) -> None:
-        """`timeout_s` is how long a grammar may take, `post` leaves an answer in the engine thread's inbox."""
+        """`timeout_s` is how long a grammar may take: less than a peer's `Join` waits for its room. `post` leaves an
+        answer in the engine thread's inbox."""
         self._cache = cache
         self._post = post
         self._send = send

@@ -156,7 +156,9 @@ class PageFetcher:
             if job.key in self._records:
                 raise ValueError(f"a fetch with key {job.key!r} is running already")
             peer = self._peers.get(job.peer)
-            check_job(job, num_pages=self._pool.num_units(peer.cut if peer is not None else None))
+            cut = peer.cut if peer is not None else None
+            if job.grain_tokens == (0 if cut is None else cut.counted_tokens):  # else it is refused below
+                check_job(job, num_pages=self._pool.num_units(cut))
             record = JobRecord(job=job, peer=peer, on_done=on_done, fetched_at=self._clock())
             self._records[job.key] = record
             self._unanswered += 1

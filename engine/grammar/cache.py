@@ -28,7 +28,7 @@ _Key = tuple[str, str]
 _Known = CompiledGrammar | GrammarRefused
 _REFUSAL_BYTES = 4096
 """What a remembered refusal counts as, its text apart."""
-_SHORT_REPLAY = 256
+_SHORT_REPLAY = 16
 """Tokens that can be replayed on the caller's thread."""
 
 

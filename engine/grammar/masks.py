@@ -43,7 +43,7 @@ class RowMasks:
 class MaskFiller:
     """Fills masks for one engine. Raises nothing of its own but what filling raised, at `finish`."""
 
-    def __init__(self, *, vocab_size: int, timeout_s: float = 60.0) -> None:
+    def __init__(self, *, vocab_size: int, timeout_s: float = 20.0) -> None:
         """A filling that takes `timeout_s` or more is given up."""
         self._words = -(-vocab_size // _BITS)
         self._timeout_s = timeout_s
@@ -98,14 +98,11 @@ class MaskFiller:
                 self._filled.put(error)
 
     def _fill(self, rows: Sequence[MaskedRow]) -> RowMasks:
-        import xgrammar
-
         if len(self._bits) < len(rows):
             self._bits = torch.empty((2 * len(rows), self._words), dtype=torch.int32)
         bits = self._bits[: len(rows)]
-        batch = xgrammar.BatchGrammarMatcher(max_threads=1)
-        batch.batch_fill_next_token_bitmask([row.constraint.matcher for row in rows], bits)
         for place, row in enumerate(rows):
+            row.constraint.fill(bits, place)
             if row.avoided:
                 _clear(bits[place].numpy(), row.avoided)
         return RowMasks(np.array([row.row for row in rows], np.int64), bits)

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import xgrammar
+
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.grammar.compiled import CompiledGrammar
@@ -104,7 +106,7 @@ def _judged(run: _Run, complete: bool, tokenizer: Tokenizer) -> Verdict:
         else:
             # Byte by byte, not by the tokens that the masks allowed.
             written = b"".join(map(tokenizer.bytes_of, run.tokens))
-            assert Constraint(run.compiled).matcher.accept_string(written), "it is no prefix"
+            assert xgrammar.GrammarMatcher(run.compiled.handle).accept_string(written), "it is no prefix"
     except Exception as error:
         return Verdict(run.case, text, complete, f"{type(error).__name__}: {str(error)[:300]}")
     return Verdict(run.case, text, complete)

@@ -202,7 +202,7 @@ def test_masks_survive_a_batch_that_fails(masks: MaskFiller) -> None:
 
 def test_a_filler_tells_what_went_wrong(masks: MaskFiller) -> None:
     masks.begin([MaskedRow(0, object())])  # type: ignore[arg-type]
-    with pytest.raises(AttributeError, match="matcher"):
+    with pytest.raises(AttributeError, match="fill"):
         masks.finish()
     masks.begin([MaskedRow(3, Constraint(COMPILER.compile(regex("a"))))])
     filled = masks.finish()
@@ -211,3 +211,42 @@ def test_a_filler_tells_what_went_wrong(masks: MaskFiller) -> None:
     allowed = [token for token in range(VOCAB) if int(filled.bits[0, token // 32]) >> token % 32 & 1]
     assert allowed == TOKENIZER.encode("a")
     assert masks.finish() is None
+
+
+def ends(engine: Engine) -> dict[str, object]:
+    """How each request ended: a reason to finish, or why it failed."""
+    ended: dict[str, object] = {}
+    while engine.has_work():
+        output = step(engine)
+        ended |= {str(request.key): why for request, why in output.failed}
+        ended |= {str(token.request.key): token.finish for token in output.tokens if token.finish is not None}
+    assert_idle(engine)
+    return ended
+
+
+def test_a_grammar_that_takes_too_long_ends_its_own_request(masks: MaskFiller) -> None:
+    """Ambiguous grammars cost more with each token; the streams beside one go on."""
+    ambiguous = Grammar(kind="ebnf", text='root ::= s\ns ::= s s s | s s | "a" | ""', field="ebnf")
+    engine = engine_with(masks)
+    engine.add(constrained("slow", ambiguous, max_tokens=1000, ignore_eos=True, logit_bias={END: -100.0}))
+    engine.add(constrained("quick", regex("[a-z]{40}")))
+    ended = ends(engine)
+    assert ended["quick"] is FinishReason.STOP_TOKEN
+    assert "too long" in str(ended["slow"])
+
+
+def test_a_mask_that_cannot_be_filled_ends_its_own_request(masks: MaskFiller, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = constrained("broken", regex("[a-z]{40}"))
+    assert broken.constraint is not None
+
+    class Matcher:
+        def fill_next_token_bitmask(self, bits: object, place: int) -> None:
+            raise RuntimeError("as made for this test")
+
+    monkeypatch.setattr(broken.constraint, "_matcher", Matcher())
+    engine = engine_with(masks)
+    engine.add(broken)
+    engine.add(constrained("sound", regex("[a-z]{40}")))
+    ended = ends(engine)
+    assert ended["sound"] is FinishReason.STOP_TOKEN
+    assert "as made for this test" in str(ended["broken"])

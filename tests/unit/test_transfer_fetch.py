@@ -134,6 +134,9 @@ def test_a_fetch_of_nothing_succeeds_and_one_from_a_stranger_fails(pool):
         result = receiver.fetch(pool.address, [1], [1])
         assert not result.ok
         assert "replica-7, boot 7, is not attached" in result.error
+        beyond = receiver.fetch(pool.address, [1], [100_000], grain_tokens=1)
+        assert beyond.error is not None, "grains are numbered up to more than there are pages, which nobody can check"
+        assert "is not attached" in beyond.error
         receiver.fetcher.attach(pool.address, pool.ticket)
         assert receiver.fetch(pool.address, [], []).ok
 
