@@ -15,11 +15,23 @@ from router.schema.errors import SchemaError, UnsatisfiableError
 from router.schema.exclusive import are_exclusive
 from router.schema.merge import merged
 from router.schema.numbers import enforceable_number
+from router.schema.older import of_today
 from router.schema.patterns import can_be_tried, is_found
 from router.schema.references import References
 from router.schema.strings import enforceable_string
 from router.schema.values import listed
-from router.schema.words import ARRAY, OBJECT, OF_TYPE, UNENFORCEABLE, VALUES, Schema, stripped, types_of
+from router.schema.words import (
+    ARRAY,
+    OBJECT,
+    OF_TYPE,
+    UNENFORCEABLE,
+    VALUES,
+    Schema,
+    asks_nothing,
+    stripped,
+    types_of,
+    without,
+)
 
 _MOST_DEEP = 64
 _COPIED = (*VALUES, "pattern", "required")
@@ -75,12 +87,12 @@ class _Pass:
             raise SchemaError(where, "it is no schema; give an object")
         if depth > _MOST_DEEP:
             raise SchemaError(where, f"it is more than {_MOST_DEEP} levels deep; make it flatter")
-        schema = _of_today(stripped(schema))
+        schema = of_today(stripped(schema))
         self._budget.spend(where, parts=1, characters=sum(len(str(schema[key])) for key in _COPIED if key in schema))
         if "$ref" in schema:
             return self._reference(schema, where, depth)
         if "allOf" in schema:
-            rest: Any = _without(schema, "allOf")
+            rest: Any = without(schema, "allOf")
             for index, branch in enumerate(schema["allOf"]):
                 rest = merged(rest, branch, f"{where}/allOf/{index}", self._resolved)
             return self._part(rest, where, depth + 1)
@@ -92,7 +104,7 @@ class _Pass:
         return self._typed(schema, where, depth)
 
     def _reference(self, schema: Schema, where: str, depth: int) -> Any:
-        beside = _without(schema, "$ref")
+        beside = without(schema, "$ref")
         reference = schema["$ref"]
         target = self._references.target(reference, where)
         if beside:
@@ -116,7 +128,7 @@ class _Pass:
             self._budget.spend(where, characters=_TO_MERGE + len(schema.get("required", ())))
             if "$ref" not in schema:
                 return schema
-            beside = stripped(_without(schema, "$ref"))
+            beside = stripped(without(schema, "$ref"))
             target = self._references.target(schema["$ref"], where)
             self._budget.spend(where, characters=self._references.size(schema["$ref"], target) // _TO_MERGE)
             schema = merged(target, beside, where, self._resolved) if beside else target
@@ -141,11 +153,11 @@ class _Pass:
         except SchemaError:
             if self._strict or "pattern" not in schema:
                 raise
-            return listed(_without(schema, "pattern"), where)
+            return listed(without(schema, "pattern"), where)
 
     def _enforced_only(self, schema: Schema, where: str) -> Schema:
         for key in UNENFORCEABLE:
-            if key not in schema or _asks_nothing(key, schema):
+            if key not in schema or asks_nothing(key, schema):
                 continue
             if self._strict:
                 raise SchemaError(where, f"{key} cannot be enforced by a grammar; leave it out, or do without strict")
@@ -155,7 +167,7 @@ class _Pass:
         if "anyOf" in schema and "oneOf" in schema:
             raise SchemaError(where, "anyOf and oneOf stand side by side; put one of them within the other")
         key = "anyOf" if "anyOf" in schema else "oneOf"
-        beside = _without(schema, key)
+        beside = without(schema, key)
         parts = []
         why: SchemaError | None = None
         for index, branch in enumerate(schema[key]):
@@ -204,7 +216,7 @@ class _Pass:
                 except SchemaError:
                     if self._strict:
                         raise
-                    return enforceable_number(name, _without(schema, "multipleOf"), where)
+                    return enforceable_number(name, without(schema, "multipleOf"), where)
             case "array":
                 return self._array({key: schema[key] for key in ARRAY if key in schema}, where, depth)
             case "object":
@@ -222,7 +234,7 @@ class _Pass:
         except SchemaError:
             if self._strict:
                 raise
-            return enforceable_string(_without(schema, "pattern"), where)
+            return enforceable_string(without(schema, "pattern"), where)
 
     def _array(self, schema: Schema, where: str, depth: int) -> Schema:
         made: Schema = {"type": "array"}
@@ -298,32 +310,3 @@ class _Pass:
                 raise SchemaError(where, "propertyNames cannot be enforced beside properties; leave it out")
             return {}
         return {"propertyNames": part}
-
-
-def _without(schema: Schema, key: str) -> Schema:
-    return {name: value for name, value in schema.items() if name != key}
-
-
-def _of_today(schema: Schema) -> Schema:
-    """Keywords of older drafts in today's."""
-    if isinstance(schema.get("items"), list):
-        schema = {**schema, "prefixItems": schema["items"], "items": schema.get("additionalItems", True)}
-    for exclusive, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
-        if isinstance(schema.get(exclusive), bool):
-            excluded = schema[exclusive]
-            schema = _without(schema, exclusive)
-            if excluded and bound in schema:
-                schema = {**_without(schema, bound), exclusive: schema[bound]}
-    return _without(schema, "additionalItems")
-
-
-def _asks_nothing(key: str, schema: Schema) -> bool:
-    match key:
-        case "uniqueItems":
-            return not schema[key] or schema.get("maxItems", 2) <= 1
-        case "if":
-            return "then" not in schema and "else" not in schema
-        case "minContains" | "maxContains":
-            return "contains" not in schema
-        case _:
-            return schema[key] in ({}, []) and key.startswith("depend")

@@ -54,6 +54,24 @@ def stripped(schema: Schema) -> Schema:
     return {key: value for key, value in schema.items() if key in KNOWN}
 
 
+def without(schema: Schema, key: str) -> Schema:
+    """`schema` but for one keyword."""
+    return {name: value for name, value in schema.items() if name != key}
+
+
+def asks_nothing(key: str, schema: Schema) -> bool:
+    """Whether a keyword that no grammar can enforce allows everything here."""
+    match key:
+        case "uniqueItems":
+            return not schema[key] or schema.get("maxItems", 2) <= 1
+        case "if":
+            return "then" not in schema and "else" not in schema
+        case "minContains" | "maxContains":
+            return "contains" not in schema
+        case _:
+            return schema[key] in ({}, []) and key.startswith("depend")
+
+
 def types_of(schema: Schema) -> list[str] | None:
     """The types named, or None."""
     named = schema.get("type")
