@@ -23,6 +23,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG = 1
 _READY_TIMEOUT_S = 300.0
 _DASHBOARD_TIMEOUT_S = 60.0
+_SERVE_CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 _OBJECT_STORE_BYTES = 100 << 20  # KV never goes through Ray
 
 
@@ -121,9 +123,15 @@ def _start(application: ServeApplication, options: argparse.Namespace, progress:
     progress(f"Ray is up; starting Serve behind {ingress_mode(os.environ).value}")
     try:
         tls = {} if application.tls is None else application.tls.http_options()
-        serve.start(http_options={"host": application.host, "port": application.port, **tls})
-        progress("starting the replicas, which load the model")
-        serve.run(build_app(application.config), name=application.name, route_prefix=application.route_prefix)
+        http = {"host": application.host, "port": application.port, **tls}
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="serve") as pool:
+            proxies = pool.submit(serve.start, http_options=http)
+            _wait_for_controller(proxies)
+            if proxies.done():
+                proxies.result()  # Serve did not start: running the application would start it in its own way
+            progress("starting the replicas, which load the model")
+            serve.run(build_app(application.config), name=application.name, route_prefix=application.route_prefix)
+            proxies.result()
     except RuntimeError as error:
         raise StartFailed("\n".join([str(error), *_complaints(serve.status())])) from error
     scheme = "http" if application.tls is None else "https"
@@ -132,6 +140,17 @@ def _start(application: ServeApplication, options: argparse.Namespace, progress:
     progress("ready")
     _print_usage(url)
     _print_tools(context.address_info["gcs_address"], late.dashboard_url(timeout_s=_DASHBOARD_TIMEOUT_S))
+
+
+def _wait_for_controller(starting: Future[None]) -> None:
+    """Until Serve takes applications. Its proxies are not there by then, but replicas can load a model meanwhile."""
+    import ray
+
+    while not starting.done():
+        with contextlib.suppress(ValueError):
+            ray.get_actor(_SERVE_CONTROLLER, namespace="serve")
+            return
+        time.sleep(0.05)
 
 
 def _set_environment(env_file: Path, folder: Path, *, haproxy: bool) -> None:
