@@ -110,7 +110,8 @@ def test_limits_hold_over_both_routers_and_are_lifted_by_a_new_file(cluster: Liv
     with pytest.raises(openai.RateLimitError, match="6 a minute") as caught:
         ask(30)  # at most two limits' worth, and what fills up meanwhile
     assert caught.value.response.headers["x-ratelimit-remaining-requests"] == "0"
-    assert 1 <= int(caught.value.response.headers["retry-after"]) <= 20
+    # 10 s for one; both routers may have let the whole limit in before they heard of each other.
+    assert 1 <= int(caught.value.response.headers["retry-after"]) <= 70
 
     keys.with_suffix(".new").write_text(json.dumps({"keys": [*KEYS["keys"], {"key": "k-cat", "tenant": "cat"}]}))
     keys.with_suffix(".new").replace(keys)
