@@ -23,6 +23,7 @@ from typing import TypeVar
 import msgspec
 
 from cluster.grammar_gate import GrammarGate, GrammarReady, Opening
+from cluster.landing_wait import LandingWait
 from cluster.worker_state import StateReporter
 from decode.half import DecodeHalf
 from engine.engine import Engine
@@ -156,6 +157,7 @@ class EngineThread:
         self._stopping = threading.Event()
         self._beat = time.monotonic()
         self._reported_at = 0.0
+        self._landing_wait = LandingWait()
         self.crash: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -220,16 +222,35 @@ class EngineThread:
         self._beat = time.monotonic()
         for event in self._wait_for_events():
             self._handle(event)
+        self._tick()
+        if self._engine.has_work():
+            self._await_landings()
+            began = time.monotonic()
+            output: StepOutput = self._engine.step()
+            self._landing_wait.stepped(time.monotonic() - began)
+            self._decode.after_step(output)
+            self._prefill.after_step(output)
+        self._flush()
+
+    def _tick(self) -> None:
         self._prefill.tick()
         self._decode.tick()
         self._gate.tick()
         # Before the step, not after it: a peer waits for what was just answered, and a step can take long.
         self._flush()
-        if self._engine.has_work():
-            output: StepOutput = self._engine.step()
-            self._decode.after_step(output)
-            self._prefill.after_step(output)
-        self._flush()
+
+    def _await_landings(self) -> None:
+        """Let prompts into this step that land in a moment."""
+        landing = self._decode.landing()
+        if not landing:
+            return
+        until = time.monotonic() + self._landing_wait.seconds(landing, running=self._engine.load().running_requests)
+        while (left := until - time.monotonic()) > 0 and landing & self._decode.landing():
+            try:
+                self._handle(self._inbox.get(timeout=left))
+            except queue.Empty:
+                break
+        self._tick()
 
     def _wait_for_events(self) -> list[Event]:
         events: list[Event] = []

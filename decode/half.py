@@ -123,6 +123,11 @@ class DecodeHalf:
         """Open rooms that wait for pages."""
         return len(self._queue)
 
+    def landing(self) -> frozenset[Room]:
+        """The rooms that wait for nothing but the end of copies that run."""
+        rooms = self._actions.rooms.values()
+        return frozenset(record.room for record in rooms if record.is_landing)
+
     def knows(self, room: Room) -> bool:
         """Whether the room is live here or has ended here."""
         return room in self._actions.rooms or self._memory.knows(room)
@@ -200,10 +205,11 @@ class DecodeHalf:
                 # The move of TOKEN, which only emits, without looking it up: it is made thousands of times a second.
                 assert record.state is DecodeState.RUNNING, f"{record.room} is {record.state.name} and got a token"
                 self._actions.emit(record)
-        for request, why in output.failed:
-            record = self._record_of(request)
+        for failed in output.failed:
+            record = self._record_of(failed.request)
             if record is not None:
-                self._fire(DecodeEvent.ENGINE_FAILED, record.room, detail=why)
+                event = DecodeEvent.GRAMMAR_FAILED if failed.by_grammar else DecodeEvent.ENGINE_FAILED
+                self._fire(event, record.room, detail=failed.why)
 
     def fail_all(self, why: str) -> None:
         """The engine is broken: give every room up."""

@@ -38,6 +38,11 @@ class PageIntake:
         return self._num_here == self._num_grains
 
     @property
+    def num_missing(self) -> int:
+        """What is not here yet, copied or not."""
+        return self._num_grains - self._num_here
+
+    @property
     def held_pages(self) -> int:
         """Leading pages of prefill's of which nothing is needed."""
         return self._num_held // self._per_source

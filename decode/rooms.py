@@ -59,6 +59,7 @@ class DecodeEvent(enum.Enum):
     TOKEN = "token"
     LAST_TOKEN = "last token"
     TOO_LONG = "can never fit"
+    GRAMMAR_FAILED = "its grammar cannot be followed"
     ENGINE_FAILED = "engine failed"
     PREFILL_LOST = "prefill link lost"
     ROUTER_LOST = "router link lost"
@@ -183,6 +184,7 @@ DECODE_TABLE: Transitions[DecodeState, DecodeEvent, DecodeAction] = Transitions(
             _E.SUPERSEDED: _to(_S.ENDED, _A.BURY, _A.RELEASE, _A.FORGET),
             _E.DEADLINE: _GIVEN_UP,
             _E.TOO_LONG: _GIVEN_UP,
+            _E.GRAMMAR_FAILED: _GIVEN_UP,
             _E.ENGINE_FAILED: _GIVEN_UP,
         },
         _S.DRAINING: {
@@ -231,6 +233,7 @@ DECODE_ENDINGS: dict[DecodeEvent, Ending] = {
     _E.BAD_OFFER: Ending(FailureCode.TRANSFER_FAILED, AbortReason.TRANSFER_FAILED),
     _E.FETCH_FAILED: Ending(FailureCode.TRANSFER_FAILED, AbortReason.TRANSFER_FAILED),
     _E.TOO_LONG: Ending(FailureCode.TOO_LONG, AbortReason.PEER_FAILED),
+    _E.GRAMMAR_FAILED: Ending(FailureCode.BAD_GRAMMAR, AbortReason.PEER_FAILED),
     _E.ENGINE_FAILED: Ending(FailureCode.INTERNAL, AbortReason.PEER_FAILED),
     _E.PREFILL_LOST: Ending(FailureCode.PEER_LOST, AbortReason.PEER_FAILED),
     _E.NEVER_OPENED: Ending(FailureCode.PEER_LOST, AbortReason.NEVER_OPENED),
@@ -278,6 +281,13 @@ class DecodeRoom:
     def is_complete(self) -> bool:
         """Whether generation can go on here."""
         return self.handoff is not None and self.intake.is_complete
+
+    @property
+    def is_landing(self) -> bool:
+        """Whether only copies that run are missing."""
+        if self.state is not DecodeState.RECEIVING or self.handoff is None:
+            return False
+        return sum(map(len, self.jobs.values())) == self.intake.num_missing
 
     def misfit(self, message: Message) -> str:
         """What is wrong with an offer or a handoff, if the room still waits for one; empty when nothing is."""

@@ -116,12 +116,16 @@ def test_a_room_is_joined_reserved_copied_admitted_and_finished() -> None:
     *offers, handoff = sorted(pair.compute(), key=lambda message: isinstance(message, Handoff))
     pair.hear(offers)
     assert len(pair.decode.copies.running) == len(offers) == 2, "one copy for each batch of pages"
+    assert pair.half.landing() == set(), "the handoff is not here"
     pair.hear([handoff])
+    assert pair.half.landing() == {ROOM}
     pair.decode.copy((ROOM, 0))
     assert pair.half.rooms[ROOM].state is DecodeState.RECEIVING
     assert pair.decode.take() == []
+    assert pair.half.landing() == {ROOM}
     pair.decode.copy((ROOM, 1))
     assert pair.half.rooms[ROOM].state is DecodeState.RUNNING
+    assert pair.half.landing() == set()
     assert pair.decode.take() == [(LINK, Delivered(ROOM))]
     pair.decode.run()
     assert pair.tokens() == ANSWER[1:]
@@ -205,7 +209,10 @@ def test_a_handoff_before_its_offers_admits_when_the_last_page_lands() -> None:
     pair.open()
     messages = sorted(pair.compute(), key=lambda message: isinstance(message, Offer))
     assert isinstance(messages[0], Handoff)
-    pair.hear(messages)
+    pair.hear(messages[:2])
+    assert pair.half.landing() == set(), "an offer is missing"
+    pair.hear(messages[2:])
+    assert pair.half.landing() == {ROOM}
     pair.decode.copy_all()
     pair.decode.run()
     assert pair.tokens() == ANSWER[1:]
