@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-_PACKAGES = ("protocol", "text", "engine", "transfer", "prefill", "decode", "router", "cluster")
+_PACKAGES = ("protocol", "text", "native", "engine", "transfer", "prefill", "decode", "router", "cluster")
 _SERVE = "ray.serve"
 
 

@@ -17,9 +17,10 @@ import logging
 import numpy as np
 import numpy.typing as npt
 
+from native.compiler import NativeUnavailable
 from transfer.grains import Bytes
 from transfer.layout import Grid
-from transfer.native import NativeUnavailable, load_library
+from transfer.native import load_c
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Int8Codec:
         self._library: ctypes.CDLL | None = None
         if native:
             try:
-                self._library = load_library("int8_codec")
+                self._library = load_c("int8_codec")
             except NativeUnavailable as error:
                 logger.warning("KV is quantised by numpy, which is slower: %s", error)
         if self._library is not None:

@@ -27,7 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from transfer.native import NativeUnavailable, load_library
+from native.compiler import NativeUnavailable
+from transfer.native import load_c
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +200,7 @@ class SpanCopier:
 @functools.cache  # a loaded library is its process's anyway
 def _library() -> ctypes.CDLL | None:
     try:
-        library = load_library("span_copy")
+        library = load_c("span_copy")
     except NativeUnavailable as error:
         logger.warning("spans are copied by Python, which is slower for small ones: %s", error)
         return None

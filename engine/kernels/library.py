@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from engine.kernels.build import KernelBuildError
+from native.compiler import NativeUnavailable
+from native.library import open_library
 
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -115,13 +116,10 @@ _STRUCTS = (AttentionStep, PackedLinear, DecoderLayer, Decoder, DecoderBatch)
 
 
 class Library:
-    """The loaded functions with their argument types. Raises `KernelBuildError` when it does not fit this code."""
+    """The loaded functions with their argument types. Raises `NativeUnavailable` when it does not fit this code."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            handle = ctypes.CDLL(str(path))
-        except OSError as error:
-            raise KernelBuildError(f"{path} cannot be loaded: {error}") from error
+        handle = open_library(path)
         self.add_rms_norm = handle.pd_add_rms_norm
         self.add_rms_norm.argtypes = (_I32, _PTR, _PTR, _PTR, _PTR, _I64, _I64, _F32, _I32)
         self.add_rms_norm.restype = None
@@ -154,4 +152,4 @@ class Library:
         for index, struct in enumerate(_STRUCTS):
             theirs, ours = handle.pd_struct_bytes(index), ctypes.sizeof(struct)
             if theirs != ours:
-                raise KernelBuildError(f"{path} has a {struct.__name__} of {theirs} bytes, this code one of {ours}")
+                raise NativeUnavailable(f"{path} has a {struct.__name__} of {theirs} bytes, this code one of {ours}")

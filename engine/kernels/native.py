@@ -8,18 +8,18 @@ import torch
 
 from engine.attention.backend import AttentionBackend, AttentionShape
 from engine.attention.native import NativeAttention
-from engine.kernels.build import build_library
+from engine.kernels.build import build_kernels
 from engine.kernels.library import Library, dtype_code
 
 
 class NativeKernels:
-    """`Kernels` in C++. Raises `KernelBuildError` where they cannot be compiled."""
+    """`Kernels` in C++. Raises `NativeUnavailable` where they cannot be compiled."""
 
     name = "native"
     device = torch.device("cpu")
 
     def __init__(self, *, num_threads: int, library: Path | None = None) -> None:
-        self.library = Library(library or build_library())
+        self.library = Library(library or build_kernels())
         self.num_threads = num_threads
 
     def add_rms_norm(

@@ -6,10 +6,10 @@ import logging
 
 import torch
 
-from engine.kernels.build import KernelBuildError
 from engine.kernels.interface import Kernels
 from engine.kernels.jit import JitKernels
 from engine.kernels.native import NativeKernels
+from native.compiler import NativeUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,6 @@ def open_cpu_kernels(*, num_threads: int) -> Kernels:
     """The C++ kernels where a compiler is at hand or they are compiled already, else the numba ones."""
     try:
         return NativeKernels(num_threads=num_threads)
-    except KernelBuildError as error:
+    except NativeUnavailable as error:
         logger.warning("no C++ kernels here, falling back to numba (slower): %s", error)
         return JitKernels(num_threads=num_threads)

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.kernels.build import KernelBuildError, build_library
+from engine.kernels.build import build_kernels
 from engine.sampling.choose import Choice, Likeliest
+from native.library import open_library
 
 _DRAW = np.dtype(
     [
@@ -24,14 +25,10 @@ _DRAW = np.dtype(
 
 
 class KernelChooser:
-    """Chooses on the CPU in C++. Raises `KernelBuildError` where the kernel cannot be compiled or loaded."""
+    """Chooses on the CPU in C++. Raises `NativeUnavailable` where the kernel cannot be compiled or loaded."""
 
     def __init__(self, *, num_threads: int) -> None:
-        path = build_library("sampling")
-        try:
-            library = ctypes.CDLL(str(path))
-        except OSError as error:
-            raise KernelBuildError(f"{path} cannot be loaded: {error}") from error
+        library = open_library(build_kernels("sampling"))
         pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
         self._greedy = library.pd_greedy
         self._greedy.argtypes = (pointer, i64, i64, pointer, i32)

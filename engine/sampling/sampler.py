@@ -16,13 +16,13 @@ import numpy.typing as npt
 import torch
 
 from engine.grammar.masks import RowMasks
-from engine.kernels.build import KernelBuildError
 from engine.sampling.choose import Choice, Chooser, TorchChooser
 from engine.sampling.edits import edit_logits
 from engine.sampling.jit import JitChooser
 from engine.sampling.kernel import KernelChooser
 from engine.sampling.row import Sampled, SampleRow
 from engine.sampling.scores import RowScores, score_rows
+from native.compiler import NativeUnavailable
 from protocol.sampling import SamplingParams
 
 _LOG = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def _fastest_chooser(device: str, num_threads: int) -> Chooser:
         return TorchChooser()
     try:
         return KernelChooser(num_threads=num_threads)
-    except KernelBuildError as error:
+    except NativeUnavailable as error:
         _LOG.warning("no C++ sampling kernel here, falling back to numba (slower): %s", error)
         return JitChooser()
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from engine.kernels.build import KernelBuildError
 from engine.sampling import LogitsError, Sampler, SampleRow
 from engine.sampling.choose import TorchChooser
 from engine.sampling.jit import JitChooser
 from engine.sampling.kernel import KernelChooser
 from engine.sampling.noise import gumbel_noise, position_key, sequence_key
+from native.compiler import NativeUnavailable
 from protocol.sampling import SamplingParams
 
 VOCAB = 97
@@ -24,7 +24,7 @@ VOCAB = 97
 def kernel() -> KernelChooser:
     try:
         return KernelChooser(num_threads=2)
-    except KernelBuildError as error:
+    except NativeUnavailable as error:
         pytest.skip(str(error))
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine.kernels.build import KernelBuildError
 from engine.sampling import Sampler, SampleRow
 from engine.sampling.choose import TorchChooser
 from engine.sampling.jit import JitChooser
 from engine.sampling.kernel import KernelChooser
+from native.compiler import NativeUnavailable
 from protocol.sampling import SamplingParams
 
 
@@ -20,7 +20,7 @@ from protocol.sampling import SamplingParams
 def kernel() -> KernelChooser:
     try:
         return KernelChooser(num_threads=2)
-    except KernelBuildError as error:
+    except NativeUnavailable as error:
         pytest.skip(str(error))
 
 

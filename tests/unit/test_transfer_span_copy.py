@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transfer.native import NativeUnavailable, load_library
 from transfer.span_copy import SpanCopier, Spans
 
 COPIERS = {"native": SpanCopier(), "python": SpanCopier(native=False)}
@@ -141,26 +139,3 @@ def test_lists_of_unequal_length_are_refused():
         Spans.of([0], [0, 1], [4])
     with pytest.raises(ValueError, match="1 source pages for 2 target pages"):
         Spans.of_pages([0], [0, 1], 4)
-
-
-def test_the_library_is_compiled_once_and_found_again(tmp_path):
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    load_library("span_copy", environment=environment)
-    (library,) = (tmp_path / "pd-serve").iterdir()
-    load_library("span_copy", environment={"XDG_CACHE_HOME": str(tmp_path), "PATH": "/nowhere"})
-    assert list((tmp_path / "pd-serve").iterdir()) == [library]
-
-
-@pytest.mark.parametrize(
-    ("changes", "error"),
-    [
-        ({"PATH": "/nowhere", "CC": ""}, "no C compiler found .cc, gcc or clang"),
-        ({"CC": "no-such-compiler"}, "CC=no-such-compiler"),
-        ({"CC": "false"}, "failed"),
-        ({"XDG_CACHE_HOME": "", "HOME": ""}, "no place to keep the library"),
-        ({"XDG_CACHE_HOME": "/dev/null"}, "cannot be had"),
-    ],
-)
-def test_a_machine_that_cannot_compile_says_why(tmp_path, changes, error):
-    with pytest.raises(NativeUnavailable, match=error):
-        load_library("span_copy", environment={**os.environ, "XDG_CACHE_HOME": str(tmp_path), **changes})
