@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from cluster.background_task import BackgroundTask
 from cluster.member_book import MemberView, Snapshot
 from protocol.membership import Member
 
@@ -45,10 +46,10 @@ class Announcer:
         self._state = state
         self._heartbeat_s = heartbeat_s
         self._now = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._task = BackgroundTask(self._run)
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task.start()
 
     def announce_now(self) -> None:
         """Do not wait for the next heartbeat: the member has changed."""
@@ -56,11 +57,9 @@ class Announcer:
 
     async def stop(self) -> None:
         """End the heartbeats and take this replica off the list."""
-        if self._task is None:
+        if not self._task.started:
             return
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await self._task.stop()
         address = self._member().address
         try:
             async with asyncio.timeout(_CALL_TIMEOUT_S):
@@ -94,16 +93,13 @@ class MemberWatcher:
         self._on_members = on_members
         self._patience_s = patience_s
         self._view = MemberView()
-        self._task: asyncio.Task[None] | None = None
+        self._task = BackgroundTask(self._run)
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task.start()
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self._task.stop()
 
     async def _run(self) -> None:
         version: tuple[int, int] | None = None

@@ -11,7 +11,6 @@ one observation at a time, which at thousands of tokens a second is work for not
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 
 from ray.util import metrics as ray_metrics
 
+from cluster.background_task import BackgroundTask
 from router.metrics import Counter, Gauge, Histogram
 
 log = logging.getLogger(__name__)
@@ -72,18 +72,16 @@ class MetricsExporter:
         self._gauges: dict[str, ray_metrics.Gauge] = {}
         self._counters: dict[str, ray_metrics.Counter] = {}
         self._counted: dict[tuple[str, tuple[str, ...]], float] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._task = BackgroundTask(self._run)
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task.start()
 
     async def stop(self) -> None:
         """Tell Ray the last numbers and end."""
-        if self._task is None:
+        if not self._task.started:
             return
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await self._task.stop()
         self.export()
 
     def export(self) -> None:

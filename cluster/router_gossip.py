@@ -7,11 +7,11 @@ the router goes on by itself, with what it last heard.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from cluster.background_task import BackgroundTask
 from protocol.membership import RouterReport
 
 log = logging.getLogger(__name__)
@@ -39,16 +39,13 @@ class RouterGossip:
         self._report = report
         self._take = take
         self._period_s = period_s
-        self._task: asyncio.Task[None] | None = None
+        self._task = BackgroundTask(self._run)
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task.start()
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self._task.stop()
 
     async def _run(self) -> None:
         while True:
