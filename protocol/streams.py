@@ -36,3 +36,5 @@ class NoStream(Message, frozen=True, tag="no_stream"):
     """The key of the router that has it now, as far as is known."""
     over: bool = False
     """It was here, and its time is over."""
+    why: str = ""
+    """It was here and never was kept, for this reason."""

@@ -135,11 +135,13 @@ async def _run(
     try:
         work, outputs, response = await parse(record.body, replace(core.model, stamp=record.stamp))
         session = None
-        if core.config.resume_window_s and _can_be_come_back_to(work) and core.shelf.hold(record):
+        if not work.stream:
+            record.body = b""
+        elif why := _why_unkept(core, work, record):
+            record.leave_unkept(why)
+        else:
             single = len(work.jobs) == 1
             session = StreamSession(record, response_id=work.response_id, single=single, seen=seen, lost=lost)
-        else:
-            record.body = b""
         if lost is not None and (session is None or len(work.jobs) > 1):
             raise StreamLostError
         runner = RequestRunner(
@@ -161,6 +163,12 @@ async def _run(
         core.shelf.keep(record)
 
 
-def _can_be_come_back_to(work: Work) -> bool:
-    """Whether tokens are all there is to write again: timelines and scores of prompts are not kept."""
-    return work.stream and not any(job.timeline or job.scoring is not None for job in work.jobs)
+def _why_unkept(core: RouterCore, work: Work, record: StreamRecord) -> str:
+    """Why this stream cannot be come back to; "" for one that can, whose request has its space from now on."""
+    if not core.config.resume_window_s:
+        return "streams cannot be come back to here, router.resume_window_s is 0; send the request again"
+    if any(job.timeline for job in work.jobs):
+        return "a stream with return_timeline cannot be come back to; send the request again, or without that"
+    if not core.shelf.hold(record):
+        return "there was no space to keep what the stream asked for (router.resume_max_mb); send the request again"
+    return ""

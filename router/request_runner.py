@@ -12,10 +12,8 @@ finished then go on in new epochs.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Sequence
-from operator import itemgetter
 
 from protocol.rooms import AbortReason
 from router.admission import Admission, Ticket
@@ -29,7 +27,7 @@ from router.metrics import RouterMetrics
 from router.streams.event_id import Place
 from router.streams.session import StreamSession
 from router.token_stream import Ready, TokenStream
-from router.work import Delta, SequenceOutput, Work
+from router.work import Delta, SequenceOutput, Work, pushed
 
 _STREAM_HEADERS = [(b"content-type", EVENT_STREAM), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
@@ -86,6 +84,7 @@ class RequestRunner:
         number: int | None = None
         try:
             if self._session is not None and self._session.has_begun:
+                self._session.begins(self._outputs)
                 again = self._write_again(self._session)
                 number = self._start(deadline)
                 await self._write_stream(again, ticket)
@@ -110,7 +109,7 @@ class RequestRunner:
                 self._dispatcher.requests.leave(number)
             self._abort(AbortReason.PEER_FAILED)  # of those that are open still: another sequence has failed for good
             if self._session is not None:
-                self._session.ended(self._generations)
+                self._session.ended(self._generations, self._outputs)
 
     async def _make_again(self, session: StreamSession, place: Place, ticket: Ticket) -> bytes:
         """What comes after `place` in a stream that is lost, as soon as its tokens are there once more."""
@@ -130,7 +129,9 @@ class RequestRunner:
             self._session.on_claim(self._client_gone)
         try:
             return self._admission.admit(
-                tenant=self._tenant, sequences=len(self._work.jobs), prompt_tokens=self._work.prompt_tokens
+                tenant=self._tenant,
+                sequences=len(self._work.jobs),
+                prompt_tokens=self._work.prompt_tokens,
             )
         finally:
             self._exchange.headers += self._admission.tenants.headers(self._tenant)
@@ -219,14 +220,8 @@ class RequestRunner:
 
     def _take(self, ready: Ready) -> list[tuple[int, Delta]]:
         """What the new tokens add to each sequence."""
-        if len(self._outputs) > 1:
-            ready.sort(key=itemgetter(0))  # stable: tokens of one sequence stay in order
-        deltas = []
-        for index, group in itertools.groupby(ready, key=itemgetter(0)):
-            delta = self._outputs[index].push([event for _, event in group])
-            deltas.append((index, delta))
-            if delta.finish is not None:
-                self._unfinished -= 1
+        deltas = pushed(self._outputs, ready)
+        self._unfinished -= sum(delta.finish is not None for _, delta in deltas)
         return deltas
 
     # ---- what ends a request early ------------------------------------------------------------------------------

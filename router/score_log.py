@@ -29,6 +29,20 @@ class PositionScore:
     """Of `Scoring.tokens`, in their order."""
 
 
+class PackedScores(msgspec.Struct, frozen=True, array_like=True):
+    """A `ScoreLog`'s columns, as a stream that can be come back to keeps them."""
+
+    logprobs: bytes
+    ranks: bytes
+    top_tokens: bytes
+    top_logprobs: bytes
+    named: bytes
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(len(column) for column in msgspec.structs.astuple(self))
+
+
 class ScoreLog:
     """Scores from `scoring.start` on up to the end of a prompt of `prompt_tokens`."""
 
@@ -70,6 +84,14 @@ class ScoreLog:
         self._top_logprobs.extend(scores.top_logprobs)
         self._named.extend(scores.tokens)
 
+    def packed(self) -> PackedScores:
+        return PackedScores(*(column.tobytes() for column in self._columns))
+
+    def restore(self, packed: PackedScores) -> None:
+        """Have the scores of an earlier log of the same prompt; this one is empty so far."""
+        for column, data in zip(self._columns, msgspec.structs.astuple(packed), strict=True):
+            column.frombytes(data)
+
     def __iter__(self) -> Iterator[PositionScore]:
         """Every position scored so far, in order."""
         top, named = self.scoring.top, len(self.scoring.tokens)
@@ -83,6 +105,11 @@ class ScoreLog:
                 top=[(token, each) for token, each in best if token >= 0],
                 named=self._named[index * named : (index + 1) * named].tolist(),
             )
+
+    @property
+    def _columns(self) -> tuple[array[float] | array[int], ...]:
+        """In the order of `PackedScores`."""
+        return (self._logprobs, self._ranks, self._top_tokens, self._top_logprobs, self._named)
 
     @property
     def _next(self) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from protocol.rooms import Job, TokenEvent
 from protocol.sampling import FinishReason
@@ -33,6 +35,11 @@ class Work:
     def prompt_tokens(self) -> int:
         """Of every prompt, each counted once."""
         return sum(len(job.prompt) for job in self.jobs[:: self.choices])
+
+    @property
+    def priority(self) -> int:
+        """Of all its sequences; the highest go first."""
+        return self.jobs[0].priority
 
     @property
     def scored_tokens(self) -> int:
@@ -129,3 +136,13 @@ class SequenceOutput:
         if self.job.sampling.logprobs is not None:
             self.events += content
         return Delta(text, content, self.finish)
+
+
+def pushed(outputs: Sequence[SequenceOutput], ready: list[tuple[int, TokenEvent]]) -> list[tuple[int, Delta]]:
+    """What new tokens, each with the index of its sequence, add to the sequences that they are of."""
+    if len(outputs) > 1:
+        ready.sort(key=itemgetter(0))  # stable: tokens of one sequence stay in order
+    return [
+        (index, outputs[index].push([event for _, event in group]))
+        for index, group in itertools.groupby(ready, key=itemgetter(0))
+    ]

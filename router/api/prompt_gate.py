@@ -1,7 +1,7 @@
 """Holds a stream's pieces back until what they begin with is known: the scores of their prompt.
 
-Only the first choice of a prompt has it scored, and its scores are complete before its own first token. Other choices
-may be ahead of it.
+Only the first choice of a prompt has it scored, and its scores are complete before its own first token, which is what
+opens the gate: so a stream that is written again from its tokens has the same events. Other choices may be ahead of it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class PromptGate:
         """The pieces that may be written now that this one has come."""
         first = self.first(index)
         prompt = index // self._choices
-        if first.scores is None or first.scores.is_complete or first.finish is not None:
+        if first.scores is None or first.tokens or first.finish is not None:
             return [*self._held.pop(prompt, ()), (index, delta)]
         self._held.setdefault(prompt, []).append((index, delta))
         return []

@@ -98,6 +98,8 @@ class StreamMoves:
             if found is None:
                 raise ApiError(404, "there is no such stream; check its id, and the key", code="stream_not_found")
             if not found.moved_to:
+                if found.why:
+                    raise ApiError(410, found.why, code="stream_not_kept")
                 message = "the stream has been kept for as long as streams are; send the request again"
                 raise ApiError(410, message, code="stream_gone")
             if found.moved_to != self._router_key and found.moved_to not in self._peers:
@@ -150,8 +152,8 @@ class StreamMoves:
         match answer:
             case StreamState():
                 return StreamRecord.unpacked(answer)
-            case NoStream(_, moved_to, over):
-                return Gone(moved_to) if moved_to or over else None
+            case NoStream(_, moved_to, over, why):
+                return Gone(moved_to, why) if moved_to or over else None
             case _:
                 message = "the router that has the stream answered with something else; try again"
                 raise overloaded(503, message, code="stream_busy", retry_after_s=1)
@@ -176,7 +178,7 @@ class StreamMoves:
                 link.send(found.packed())
             case StreamRecord():
                 link.send(NoStream(claim.token, over=True))
-            case Gone(moved_to):
-                link.send(NoStream(claim.token, moved_to, over=not moved_to))
+            case Gone(moved_to, why):
+                link.send(NoStream(claim.token, moved_to, over=not moved_to, why=why))
             case None:
                 link.send(NoStream(claim.token))

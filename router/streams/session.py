@@ -12,6 +12,7 @@ from router.generation import Generation
 from router.streams.event_id import Place, checksum
 from router.streams.record import StreamRecord
 from router.token_stream import Ready
+from router.work import SequenceOutput
 
 
 class StreamSession:
@@ -96,9 +97,19 @@ class StreamSession:
         """`cut` is called to end this run, when its client has come back already."""
         self._record.cut = cut
 
-    def ended(self, generations: Sequence[Generation]) -> None:
+    def begins(self, outputs: Sequence[SequenceOutput]) -> None:
+        """Give a run what earlier ones know of the prompts."""
+        for index, packed in self._record.scores.items():
+            scores = outputs[index].scores
+            assert scores is not None, "the same request has the same scores"
+            scores.restore(packed)
+
+    def ended(self, generations: Sequence[Generation], outputs: Sequence[SequenceOutput]) -> None:
         """The run writes no more."""
         self._record.epochs |= {each.index: each.epoch for each in generations}
+        self._record.scores = {
+            index: output.scores.packed() for index, output in enumerate(outputs) if output.scores is not None
+        }
 
     def _place(self) -> bytes:
         if not self._single:

@@ -27,9 +27,11 @@ class StreamBusyError(Exception):
 
 @dataclass(frozen=True)
 class Gone:
-    """What became of a stream: it moved to that router, or ("") its time is over."""
+    """What became of a stream: it moved to that router, or ("") its time is over, or it never was kept."""
 
     moved_to: str = ""
+    why: str = ""
+    """It never was."""
 
 
 @dataclass
@@ -86,7 +88,7 @@ class Shelf:
         return True
 
     def keep(self, record: StreamRecord) -> None:
-        """It is no longer written. One of which nothing was written is not kept."""
+        """It is no longer written. One of which nothing was written, or that cannot be come back to, is not kept."""
         token = record.stamp.token
         live = self._live.pop(token)
         live.released.set()
@@ -94,6 +96,8 @@ class Shelf:
         record.cut = None
         self.expire()
         size = record.num_bytes
+        if record.unkept:
+            self._bury(token, Gone(why=record.unkept))
         if not record.log:
             return
         if size > self._max_bytes or not self._window_s:
@@ -116,6 +120,8 @@ class Shelf:
         if live is not None:
             if live.record.stamp.tenant != tenant:
                 return None
+            if live.record.unkept:
+                return Gone(why=live.record.unkept)
             await self._cut(live)
         self.expire()
         found = self._kept.get(token)

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from router_harness import (
-    END_ID,
-    SECRET,
-    TEXT,
-    TEXT_IDS,
-    TOKENIZER,
-    Call,
-    FakeReplica,
-    RouterHarness,
-    running_router,
-    until,
-)
+from router_harness import END_ID, SECRET, TEXT, TEXT_IDS, TOKENIZER, Call, FakeReplica, RouterHarness, until
+from stream_harness import AGAIN, ALICE, BOB, KEYS, came_back, meet, serving, two, until_shown
 
 from protocol.codec import decode_body, encode_frame
 from protocol.endpoints import Identity, connect
@@ -41,35 +29,12 @@ from router.streams.record import StreamRecord
 from router.streams.session import StreamSession
 from router.streams.shelf import Gone, Shelf, StreamBusyError
 
-KEYS = {"keys": [{"key": "k-a", "tenant": "a"}, {"key": "k-a2", "tenant": "a"}, {"key": "k-b", "tenant": "b"}]}
-ALICE, AGAIN, BOB = ({"x-api-key": key} for key in ("k-a", "k-a2", "k-b"))
-
-
-Served = tuple[RouterHarness, FakeReplica]
-
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
     path = tmp_path / "keys.json"
     path.write_text(json.dumps(KEYS))
     return path
-
-
-@contextlib.asynccontextmanager
-async def serving(folder: Path, **config: Any) -> AsyncIterator[Served]:
-    """A router and one aggregated replica that a test plays."""
-    async with running_router(folder, **config) as router:
-        yield router, await router.add(f"both-{folder.name}", ReplicaRole.AGGREGATED)
-
-
-async def until_shown(call: Call, events: int) -> None:
-    await until(lambda: len(call.ids) >= events)
-
-
-def came_back(router: RouterHarness, call: Call, *, seen: int, headers: dict[str, str] | None = None) -> Call:
-    """The stream of `call` asked for again by GET, after its first `seen` events."""
-    head = {"Last-Event-ID": call.ids[seen - 1]} if seen else {}
-    return router.get(f"/v1/streams/{call.ids[0].partition(':')[0]}", headers=head | (headers or {}))
 
 
 def numbers(call: Call) -> list[int]:
@@ -234,33 +199,32 @@ async def test_where_it_is_switched_off_events_have_no_ids(tmp_path: Path) -> No
         call = await router.post("/v1/completions", BODY).done()
         assert set(call.ids) == {""}
         gone = await router.get(f"/v1/streams/{call.events[0]['id']}").done()
-        assert gone.status in (404, 410)
+        assert (gone.status, gone.json["error"]["code"]) == (410, "stream_not_kept")
+        assert "resume_window_s is 0" in gone.json["error"]["message"]
 
 
-async def test_timelines_are_not_kept_so_their_streams_have_no_ids(tmp_path: Path) -> None:
-    async with serving(tmp_path) as (router, replica):
-        replica.automatic = True
-        assert set((await router.post("/v1/completions", BODY | {"return_timeline": True}).done()).ids) == {""}
+async def test_timelines_are_not_kept_and_who_comes_back_is_told_so(tmp_path: Path, keys: Path) -> None:
+    async with two(tmp_path, keys) as ((one, replica), (other, _)):
+        call = one.post("/v1/completions", BODY | {"return_timeline": True}, headers=ALICE)
+        room = (await replica.opened(OpenGenerate)).room
+        replica.send(room, 0, TEXT_IDS[0])
+        await until_shown(call, 1)
+        path = f"/v1/streams/{call.events[0]['id']}"
+
+        async def told(router: RouterHarness) -> str:
+            gone = await router.get(path, headers=ALICE).done()
+            assert (gone.status, gone.json["error"]["code"]) == (410, "stream_not_kept")
+            return str(gone.json["error"]["message"])
+
+        assert "return_timeline" in await told(one)
+        assert (await one.get(path, headers=BOB).done()).status == 404
+        replica.send(room, 1, END_ID, finish=FinishReason.STOP_TOKEN)
+        await call.done()
+        assert set(call.ids) == {""}
+        assert await told(one) == await told(other)
 
 
 # ---- between routers --------------------------------------------------------------------------------------------
-
-
-@contextlib.asynccontextmanager
-async def two(folder: Path, keys: Path) -> AsyncIterator[tuple[Served, Served]]:
-    async with (
-        serving(folder / "one", api_keys_file=keys) as one,
-        serving(folder / "two", api_keys_file=keys) as other,
-    ):
-        meet(one[0], other[0])
-        yield one, other
-
-
-def meet(*routers: RouterHarness) -> None:
-    """What the directory does every second."""
-    reports = [router.app.state.peering.report() for router in routers]
-    for router in routers:
-        router.app.state.peering.take(reports)
 
 
 async def test_a_stream_moves_to_the_router_its_client_comes_back_to(tmp_path: Path, keys: Path) -> None:
