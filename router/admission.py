@@ -49,8 +49,9 @@ class Admission:
         metrics.add_gauge("router_admitted_sequences", "sequences admitted and not over", lambda: self.sequences)
         metrics.add_gauge("router_queued_tokens", "prompt tokens without an answer yet", lambda: self.queued_tokens)
 
-    def admit(self, *, tenant: str, sequences: int, prompt_tokens: int) -> Ticket:
-        """Take on a tenant's request of that many sequences; raises `ApiError` (429) when it does not fit now."""
+    def admit(self, *, tenant: str, sequences: int, prompt_tokens: int, priority: int = 0) -> Ticket:
+        """Take on a tenant's request of that many sequences; raises `ApiError`: 429 when it does not fit now, 403 for
+        more `priority` than the tenant may have."""
         config = self._config
         if self.sequences + sequences > config.max_concurrent_sequences:
             message = (
@@ -65,7 +66,7 @@ class Admission:
                 f"{config.max_queued_tokens}; try again later"
             )
             raise overloaded(429, message, code="too_many_tokens", retry_after_s=config.retry_after_s)
-        place = self.tenants.admit(tenant, prompt_tokens=prompt_tokens)
+        place = self.tenants.admit(tenant, prompt_tokens=prompt_tokens, priority=priority)
         self.sequences += sequences
         self.queued_tokens += prompt_tokens
         return Ticket(self, place, sequences, prompt_tokens)

@@ -6,7 +6,7 @@ keys:
     tenant: alice
     admin: true              # may use the endpoints that act on everybody's requests
 tenants:                     # limits over all routers; what is left out is not limited
-  alice: {max_concurrent_requests: 8, requests_per_minute: 600, tokens_per_minute: 100000}
+  alice: {max_concurrent_requests: 8, requests_per_minute: 600, tokens_per_minute: 100000, max_priority: 10}
 default_limits: {requests_per_minute: 60}    # of tenants that are not listed
 ```
 """
@@ -24,6 +24,7 @@ _TENANT = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
 Limit = Annotated[int, msgspec.Meta(ge=1, lt=2**53)]
+Priority = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
 class BadKeyFile(ValueError):
@@ -37,9 +38,13 @@ class TenantLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     requests_per_minute: Limit | None = None
     tokens_per_minute: Limit | None = None
     """Prompt and output tokens together."""
+    max_priority: Priority = 0
+    """How far a request may go before those that ask for no priority: nobody overtakes other tenants who was not told
+    that they may. Any request may step back."""
 
 
-NO_LIMITS = TenantLimits()
+NO_LIMITS = TenantLimits(max_priority=2**31 - 1)
+"""Where there are no keys, and so nobody else to overtake."""
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -63,7 +68,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keys: list[_Entry]
     tenants: dict[str, TenantLimits] = {}
-    default_limits: TenantLimits = NO_LIMITS
+    default_limits: TenantLimits = TenantLimits()
 
 
 class KeyTable:

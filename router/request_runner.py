@@ -132,6 +132,7 @@ class RequestRunner:
                 tenant=self._tenant,
                 sequences=len(self._work.jobs),
                 prompt_tokens=self._work.prompt_tokens,
+                priority=self._work.priority,
             )
         finally:
             self._exchange.headers += self._admission.tenants.headers(self._tenant)

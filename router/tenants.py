@@ -69,9 +69,11 @@ class TenantBook:
         self._peers: dict[str, dict[str, TenantUse]] = {}
         """What each other router last said, by its key."""
 
-    def admit(self, tenant: str, *, prompt_tokens: int) -> TenantTicket:
-        """Let a request in; raises `ApiError` (429) where a limit says no."""
+    def admit(self, tenant: str, *, prompt_tokens: int, priority: int = 0) -> TenantTicket:
+        """Let a request in; raises `ApiError` where a limit says no: 429, and 403 for too much `priority`."""
         now, limits = self._clock(), self._limits(tenant)
+        if priority > limits.max_priority:
+            raise _too_eager(priority, limits.max_priority)
         account = self._account(tenant, now)
         refusal = self._busy(tenant, limits.max_concurrent_requests, account.concurrent) or _spent(
             account.buckets, {"requests": 1, "tokens": prompt_tokens}, now
@@ -193,6 +195,15 @@ def _spent(buckets: dict[str, Bucket], wanted: dict[str, int], now: float) -> Ap
             )
             return _limited(message, retry_after_s=seconds)
     return None
+
+
+def _too_eager(priority: int, most: int) -> ApiError:
+    """In words that are true of APIs where the greatest number goes first, and of those where the least does."""
+    message = (
+        f"priority: the request asks to go {priority} before others, and this tenant may go {most} before them; "
+        "ask for less, leave it out, or have max_priority raised in the file of keys"
+    )
+    return ApiError(403, message, kind="permission_error", param="priority", code="priority_not_allowed")
 
 
 def _limited(message: str, *, retry_after_s: int | None) -> ApiError:

@@ -22,9 +22,20 @@ pytestmark = [pytest.mark.integration, pytest.mark.ray]
 
 MODEL = "SmolLM2-135M-Instruct"
 KEYS = {
-    "keys": [{"key": "k-ann", "tenant": "ann", "admin": True}, {"key": "k-ben", "tenant": "ben"}],
-    "tenants": {"ben": {"requests_per_minute": 6}},
+    "keys": [
+        {"key": "k-ann", "tenant": "ann", "admin": True},
+        {"key": "k-ben", "tenant": "ben"},
+        {"key": "k-eve", "tenant": "eve"},
+        {"key": "k-eve-2", "tenant": "eve"},
+        {"key": "k-fay", "tenant": "fay"},
+    ],
+    "tenants": {
+        "ben": {"requests_per_minute": 6},
+        "eve": {"tokens_per_minute": 600, "max_priority": 3},
+        "fay": {"max_concurrent_requests": 1},
+    },
 }
+LONG = "The lighthouse keeper wrote in his log every evening: the wind, the height of the waves, the ships. " * 3
 BODY: dict[str, Any] = {"prompt": "The fox went into the forest and", "max_tokens": 48, "temperature": 0}
 _WAIT_S = 60.0
 
@@ -98,6 +109,78 @@ def test_a_stream_goes_on_over_many_connections_and_both_routers(cluster: LiveCl
                 events += cut_off(cluster, "GET", f"/v1/streams/{last.partition(':')[0]}", last, after=4)
         assert [parse_number(name) for name, _ in events] == list(range(1, len(events) + 1))
         assert "".join(json.loads(data)["choices"][0]["text"] for _, data in events[:-1]) == whole
+
+
+def test_cached_prefixes_are_of_one_tenant_and_one_salt(cluster: LiveCluster) -> None:
+    def cached(key: str, **fields: Any) -> int:
+        done = client(cluster, key).completions.create(model=MODEL, prompt=LONG, max_tokens=1, extra_body=fields)
+        assert done.usage is not None
+        assert done.usage.prompt_tokens_details is not None
+        return done.usage.prompt_tokens_details.cached_tokens or 0
+
+    assert cached("k-ann") == 0
+    whole_pages = cached("k-ann")
+    assert whole_pages >= 48
+    assert cached("k-eve") == 0
+    assert cached("k-eve-2") == whole_pages, "the other key of the same tenant"
+    for salt in ("red", "blue"):
+        assert cached("k-ann", cache_salt=salt) == 0
+        assert cached("k-ann", cache_salt=salt) == whole_pages
+    assert cached("k-eve", cache_salt="red") == 0, "another tenant's salt"
+
+
+def test_nobody_overtakes_other_tenants_without_leave(cluster: LiveCluster) -> None:
+    def ask(key: str, priority: int) -> None:
+        client(cluster, key).completions.create(
+            model=MODEL, prompt="Hello", max_tokens=1, extra_body={"priority": priority}
+        )
+
+    ask("k-eve", -3)
+    ask("k-ben", 5)
+    for key, priority in (("k-eve", -4), ("k-ben", -1)):
+        with pytest.raises(openai.PermissionDeniedError, match="before others") as caught:
+            ask(key, priority)
+        assert caught.value.param == "priority"
+
+
+def test_tokens_a_minute_are_limited_over_both_routers(cluster: LiveCluster) -> None:
+    eve = client(cluster, "k-eve")
+
+    def ask(times: int) -> None:
+        for _ in range(times):
+            eve.completions.create(model=MODEL, prompt=LONG, max_tokens=1)
+
+    with pytest.raises(openai.RateLimitError, match="600 a minute are left") as caught:
+        ask(40)  # two limits' worth at most, and what fills up meanwhile
+    told = caught.value.response.headers
+    assert 1 <= int(told["retry-after"]) <= 70
+    assert told["x-ratelimit-limit-tokens"] == "600"
+    assert int(told["x-ratelimit-remaining-tokens"]) < 100
+    with pytest.raises(openai.RateLimitError, match="send less") as caught:
+        eve.completions.create(model=MODEL, prompt=LONG * 10, max_tokens=1)
+    assert "retry-after" not in caught.value.response.headers
+
+
+def test_requests_at_once_are_limited_over_both_routers(cluster: LiveCluster) -> None:
+    fay = client(cluster, "k-fay")
+    told: list[tuple[str, bool]] = []
+
+    def refused() -> bool:
+        try:
+            client(cluster, "k-fay").completions.create(model=MODEL, prompt="Hello", max_tokens=1)
+        except openai.RateLimitError as error:
+            told.append((error.response.headers["retry-after"], "and 1 are allowed" in error.message))
+            return True
+        return False
+
+    with fay.completions.create(
+        model=MODEL, prompt="Hello", max_tokens=4000, stream=True, extra_body={"ignore_eos": True}
+    ) as stream:
+        next(iter(stream))
+        # Every other connection sees the router that has the stream; the other one hears of it within two seconds.
+        cluster.wait(lambda: all(refused() for _ in range(4)), "both routers to refuse", _WAIT_S)
+    assert set(told) == {("1", True)}
+    cluster.wait(lambda: not any(refused() for _ in range(4)), "both routers to take requests again", _WAIT_S)
 
 
 def test_limits_hold_over_both_routers_and_are_lifted_by_a_new_file(cluster: LiveCluster, keys: Path) -> None:

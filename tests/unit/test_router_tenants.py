@@ -16,7 +16,7 @@ from cluster.router_gossip import RouterGossip
 from protocol.membership import ReplicaRole, RouterReport
 from protocol.rooms import OpenGenerate, PeerAddress
 from protocol.sampling import FinishReason
-from router.auth_keys import TenantLimits
+from router.auth_keys import NO_LIMITS, TenantLimits
 from router.errors import ApiError
 from router.metrics import RouterMetrics
 from router.tenant_bucket import Bucket
@@ -108,6 +108,21 @@ def test_a_changed_limit_holds_at_once_and_what_is_spent_stays_spent() -> None:
     limits.append(TenantLimits())
     assert admitted(tenants)
     assert tenants.headers("t") == []
+
+
+def test_priorities_are_bounded() -> None:
+    clock = Clock()
+    tenants = book(clock, lambda tenant: TenantLimits(max_priority=3 if tenant == "urgent" else 0))
+    for tenant, priority in (("urgent", 3), ("urgent", -3), ("t", 0), ("t", -(2**31))):
+        tenants.admit(tenant, prompt_tokens=1, priority=priority).close()
+    for tenant, priority, most in (("urgent", 4, 3), ("t", 1, 0)):
+        with pytest.raises(
+            ApiError, match=f"go {priority} before others, and this tenant may go {most} before them"
+        ) as caught:
+            tenants.admit(tenant, prompt_tokens=1, priority=priority)
+        assert (caught.value.status, caught.value.param) == (403, "priority")
+    tenants = book(clock, lambda tenant: NO_LIMITS)
+    tenants.admit("", prompt_tokens=1, priority=2**31 - 1)
 
 
 def test_headers_say_what_is_left() -> None:
@@ -305,4 +320,38 @@ async def test_limits_are_answered_in_the_apis_words(tmp_path: Path) -> None:
         assert 40 <= int(whole.headers["x-ratelimit-remaining-tokens"]) < 250  # fills by four a second
         assert router.metrics.tenant_requests.values == {"a": 2, "b": 1}
         assert router.metrics.tenant_refusals.values == {"a": 1}
+        await router.idle()
+
+
+async def test_nobody_overtakes_other_tenants_without_leave(tmp_path: Path) -> None:
+    keys = {
+        "keys": [{"key": "k-a", "tenant": "a"}, {"key": "k-b", "tenant": "b"}],
+        "tenants": {"a": {"max_priority": 5}},
+    }
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps(keys))
+    async with running_router(tmp_path / "model", api_keys_file=path) as router:
+        replica = await router.add("both", ReplicaRole.AGGREGATED, automatic=True)
+
+        async def ask(key: str, api: str, priority: int) -> Call:
+            body = {"prompt": "a fox"} if api == "/v1/completions" else {"text": "a fox"}
+            return await router.post(api, {**body, "priority": priority}, headers={"x-api-key": key}).done()
+
+        # The highest goes first in one API, the lowest in the other.
+        for key, api, priority, status in (
+            ("k-a", "/generate", 5, 200),
+            ("k-a", "/generate", 6, 403),
+            ("k-a", "/v1/completions", -5, 200),
+            ("k-a", "/v1/completions", -6, 403),
+            ("k-b", "/generate", 1, 403),
+            ("k-b", "/v1/completions", 7, 200),
+        ):
+            assert (await ask(key, api, priority)).status == status, (key, api, priority)
+        refused = (await ask("k-b", "/v1/completions", -1)).json["error"]
+        assert (refused["type"], refused["param"], refused["code"]) == (
+            "permission_error",
+            "priority",
+            "priority_not_allowed",
+        )
+        assert [opened.job.priority for opened in replica.opens] == [5, 5, -7]
         await router.idle()
