@@ -32,7 +32,8 @@ class TokenizeRequest(ApiModel):
     continue_final_message: bool = False
     chat_template: str | None = Field(None, min_length=1)
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    documents: list[dict[str, Any]] = Field(default_factory=list)
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     tools: Tools = Field(default_factory=list)
 
 

@@ -96,6 +96,7 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final: bool = False,
         variables: Mapping[str, Any] | None = None,
@@ -109,19 +110,22 @@ class ChatTemplate:
             mark = secrets.token_hex(16)
             *before, last = messages
             marked = [*before, {**last, "content": last["content"] + mark}]
-            text = self._render(marked, tools, add_generation_prompt=False, variables=variables)
+            text = self._render(marked, tools, documents, add_generation_prompt=False, variables=variables)
             prompt, found, _ = text.partition(mark)
             if not found:
                 raise ChatTemplateError(
                     "the model's chat template does not show the final message; it has no continuation"
                 )
             return prompt
-        return self._render(messages, tools, add_generation_prompt=add_generation_prompt, variables=variables)
+        return self._render(
+            messages, tools, documents, add_generation_prompt=add_generation_prompt, variables=variables
+        )
 
     def _render(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
+        documents: Sequence[Mapping[str, Any]] | None,
         *,
         add_generation_prompt: bool,
         variables: Mapping[str, Any] | None,
@@ -130,7 +134,11 @@ class ChatTemplate:
         assert not RESERVED_NAMES & names.keys(), "the caller keeps them apart"
         try:
             return self._template.render(
-                **names, messages=messages, tools=tools, documents=None, add_generation_prompt=add_generation_prompt
+                **names,
+                messages=messages,
+                tools=tools,
+                documents=documents,
+                add_generation_prompt=add_generation_prompt,
             )
         except ChatTemplateError:
             raise

@@ -9,6 +9,7 @@ import msgspec
 from pydantic import Field
 
 from protocol.rooms import Job
+from protocol.scoring import Scoring
 from router.api.chat_format import ChatFormat, ChatStyle
 from router.api.chat_grammar import chat_grammar
 from router.api.chat_messages import ChatMessage
@@ -17,6 +18,7 @@ from router.api.chat_tools import ToolChoice, ToolPlan, Tools, plan_tools
 from router.api.fields import Whole, invalid, read_body
 from router.api.openai import OpenAIFields
 from router.api.prompts import ModelText
+from router.api.score_limit import check_scores
 from router.work import SequenceOutput, Work
 from text.message import MessageReader
 from text.reasoning import ReasoningSplitter
@@ -29,16 +31,13 @@ class ChatRequest(OpenAIFields):
         "audio": (),
         "prediction": (),
         "web_search_options": (),
-        "verbosity": (),
+        "verbosity": ("medium",),
         "store": (False,),
         "service_tier": ("auto", "default"),
         "best_of": (1,),
         "use_beam_search": (False,),
-        "prompt_logprobs": (),
         "bad_words": ([],),
         "allowed_token_ids": (),
-        "truncate_prompt_tokens": (),
-        "documents": ([],),
         "stream_reasoning": (True,),
         "lora_path": (),
     }
@@ -48,12 +47,14 @@ class ChatRequest(OpenAIFields):
     max_completion_tokens: Whole | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: Annotated[Whole, Field(ge=0, le=20)] = 0
+    prompt_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
+    """As vLLM: the prompt's own tokens, beside the choices."""
 
     tools: Tools = Field(default_factory=list)
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool = True
 
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     """For chat templates that know it, or whether to think at all."""
     separate_reasoning: bool = True
     """As SGLang: false leaves reasoning in the content, tags and all."""
@@ -71,6 +72,8 @@ class ChatRequest(OpenAIFields):
     """In the place of the model's; `router.allow_request_chat_template` allows it."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further names for the chat template, such as Qwen's enable_thinking."""
+    documents: list[dict[str, Any]] = Field(default_factory=list)
+    """For chat templates that know them: what the answer is to be drawn from."""
 
     return_token_ids: bool = False
     """As vLLM: the ids of the prompt's and the output's tokens, beside the text."""
@@ -89,7 +92,8 @@ async def parse_chat(body: bytes, model: ModelText) -> tuple[Work, list[Sequence
 
 async def _tokens(request: ChatRequest, prompt: ChatPrompt, model: ModelText) -> list[int]:
     (ids,) = await model.encode([prompt.text], param="messages", add_special_tokens=request.add_special_tokens)
-    return ids
+    wanted = request.max_completion_tokens or request.max_tokens
+    return request.last_tokens(ids, context_length=model.config.context_length, wanted=wanted)
 
 
 def _work(request: ChatRequest, plan: ToolPlan, prompt: ChatPrompt, ids: list[int], model: ModelText) -> Work:
@@ -101,8 +105,19 @@ def _work(request: ChatRequest, plan: ToolPlan, prompt: ChatPrompt, ids: list[in
         raise invalid("top_logprobs", f"{request.top_logprobs} needs logprobs; set logprobs to true")
     if request.echo and not request.continue_final_message:
         raise invalid("echo", "it shows the message that is continued; set continue_final_message, or leave it out")
-    logprobs = request.top_logprobs if request.logprobs else None
-    work = request.make_work(model, "chatcmpl", [ids], limits=[limit], limit_name=name, logprobs=logprobs)
+    top = request.prompt_logprobs
+    if top is not None and request.stream:
+        raise invalid("prompt_logprobs", "only whole responses have them; leave prompt_logprobs or stream out")
+    work = request.make_work(
+        model,
+        "chatcmpl",
+        [ids],
+        limits=[limit],
+        limit_name=name,
+        logprobs=request.top_logprobs if request.logprobs else None,
+        scoring=None if top is None else Scoring(1, top, ranks=True),
+    )
+    check_scores(work.jobs, param="prompt_logprobs", value=top)
     chat = prompt.chat
     if plan.constrained and chat.family is None:
         field = "tool_choice" if plan.required else "tools"
@@ -134,10 +149,11 @@ def _style(request: ChatRequest, plan: ToolPlan, prompt: ChatPrompt) -> ChatStyl
     return ChatStyle(
         logprobs=request.logprobs,
         token_ids=request.return_token_ids,
+        prompt_logprobs=request.prompt_logprobs,
         reasons=thinking is not None and separate,
         reasoning=request.include_reasoning,
         echoed=request.messages[-1].text if request.echo else "",
-        usage_event=request.stream_options.include_usage,
+        stream_options=request.stream_options,
         may_call=bool(names) and family is not None,
         short_call_ids=family is not None and family.short_ids,
         make_reader=make_reader,

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from protocol.sampling import FinishReason
-from router.api.openai import OpenAIFrame
+from router.api.completion_logprobs import prompt_logprobs
+from router.api.openai import OpenAIFrame, StreamOptions
 from router.api.prompts import ModelText
 from router.api.response import FINISH_WORDS, Splice, chat_logprobs, event
 from router.work import Delta, SequenceOutput, Work
@@ -29,13 +30,15 @@ class ChatStyle:
 
     logprobs: bool
     token_ids: bool
+    prompt_logprobs: int | None
+    """So many of the likeliest tokens at each position of the prompt; None: nothing of the prompt."""
     reasons: bool
     """Reasoning is told from the answer."""
     reasoning: bool
     """Show what the model thought; else it is left out."""
     echoed: str
     """What every message begins with: the text that the output continues, if it is wanted."""
-    usage_event: bool
+    stream_options: StreamOptions
     may_call: bool
     """Tools may be called: a message of nothing but calls has no content, not even an empty one."""
     short_call_ids: bool
@@ -83,7 +86,7 @@ class ChatFormat:
             outputs,
             kind="chat.completion.chunk" if work.stream else "chat.completion",
             model=model,
-            usage_event=style.usage_event,
+            stream_options=style.stream_options,
             reasoning_tokens=self._reasoning_tokens if style.reasons else None,
         )
         self._splices: dict[tuple[int, str], Splice] = {}
@@ -111,7 +114,7 @@ class ChatFormat:
             if isinstance(each, Reasoning) and not self._style.reasoning:
                 continue
             choice.said |= isinstance(each, Content)
-            if not extras and isinstance(each, Content | Reasoning):
+            if not (extras or self._frame.tells_usage) and isinstance(each, Content | Reasoning):
                 written += self._spliced(index, each)
             else:
                 written += event(self._chunk(index, _change(each, choice), extras=extras))
@@ -134,8 +137,15 @@ class ChatFormat:
             logprobs = chat_logprobs(self._tokenizer, output.events) if self._style.logprobs else None
             told = {"token_ids": output.tokens} if self._style.token_ids else {}
             choices.append({"index": index, "message": message, "logprobs": logprobs, **choice.ending(), **told})
-        beside = {"prompt_token_ids": self._prompt_of(0)} if self._style.token_ids else {}
-        return self._frame.whole(choices, **beside)
+        return self._frame.whole(choices, **self._of_prompt())
+
+    def _of_prompt(self) -> dict[str, Any]:
+        """What stands beside the choices."""
+        told: dict[str, Any] = {"prompt_token_ids": self._prompt_of(0)} if self._style.token_ids else {}
+        top, scores = self._style.prompt_logprobs, self._choices[0].output.scores
+        if top is not None and scores is not None:
+            told["prompt_logprobs"] = prompt_logprobs(self._tokenizer, self._prompt_of(0), scores, top=top)
+        return told
 
     def _message(self, choice: _Choice, events: Sequence[Event]) -> dict[str, Any]:
         content, reasoning = self._style.echoed, ""

@@ -32,6 +32,8 @@ class Conversation(Protocol):
     def chat_template_kwargs(self) -> Mapping[str, Any]: ...
     @property
     def reasoning_effort(self) -> str | None: ...
+    @property
+    def documents(self) -> list[dict[str, Any]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,8 @@ def render_prompt(request: Conversation, plan: ToolPlan, model: ModelText) -> Ch
     chat = _chat_model(request, model)
     if plan.given and chat.with_tools is not None:
         chat = chat.with_tools
+    if request.documents and "documents" not in chat.template.names:
+        raise invalid("documents", "this model's chat template knows none; write them into a message")
     continued = _continued(request)
     messages = [message.for_template() for message in request.messages]
     tools = [tool.for_template for tool in plan.given]
@@ -59,6 +63,7 @@ def render_prompt(request: Conversation, plan: ToolPlan, model: ModelText) -> Ch
         text = chat.template.render(
             messages,
             tools=tools or None,
+            documents=request.documents or None,
             add_generation_prompt=request.add_generation_prompt is not False,
             continue_final=request.continue_final_message,
             variables=_variables(request, chat),

@@ -39,6 +39,8 @@ class CompletionRequest(OpenAIFields):
     logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
     prompt_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
     echo: bool = False
+    add_special_tokens: bool = True
+    """Whether a text begins as the tokenizer has texts begin."""
     best_of: Whole | None = Field(None, ge=1)
     return_token_ids: bool = False
 
@@ -86,7 +88,7 @@ class CompletionFormat:
             outputs,
             kind="text_completion",
             model=model,
-            usage_event=request.stream_options.include_usage,
+            stream_options=request.stream_options,
         )
         self._splices = [Splice(functools.partial(self._text_chunk, index)) for index in range(len(outputs))]
         self._logprobs = [
@@ -142,7 +144,7 @@ class CompletionFormat:
         self._begun.add(index)
         text = self._echoes[index // self._work.choices] + delta.text if echoed else delta.text
         plain = self._request.logprobs is None and not self._request.return_token_ids
-        if delta.finish is None and plain:
+        if delta.finish is None and plain and (not text or not self._frame.tells_usage):
             return self._splices[index](text) if text else b""
         finish = self._outputs[index] if delta.finish is not None else None
         logprobs = self._described(index, delta.events, echoed=echoed)
@@ -179,7 +181,9 @@ async def parse_completion(body: bytes, model: ModelText) -> tuple[Work, list[Se
     request = read_body(CompletionRequest, body)
     model.check_name(request.model)
     request.check()
-    prompts = await read_prompts(request.prompt, model, param="prompt")
+    given = await read_prompts(request.prompt, model, param="prompt", add_special_tokens=request.add_special_tokens)
+    room = model.config.context_length
+    prompts = [request.last_tokens(ids, context_length=room, wanted=request.max_tokens) for ids in given]
     limits = [
         model.output_room(
             len(prompt), request.max_tokens, param="prompt", limit_name="max_tokens", default=_DEFAULT_TOKENS
@@ -206,8 +210,9 @@ async def parse_completion(body: bytes, model: ModelText) -> tuple[Work, list[Se
 
 def _echoes(request: CompletionRequest, prompts: Sequence[list[int]], model: ModelText) -> list[str]:
     """Each prompt as text: as it came, or made from its ids."""
-    if isinstance(request.prompt, str):
+    if isinstance(request.prompt, str) and request.truncate_prompt_tokens is None:
         return [request.prompt]
-    texts = [each for each in request.prompt if isinstance(each, str)]
+    whole = [] if request.truncate_prompt_tokens is not None else request.prompt
+    texts = [each for each in whole if isinstance(each, str)]
     skip = request.skip_special_tokens
     return texts or [model.tokenizer.decode(ids, skip_special_tokens=skip) for ids in prompts]

@@ -70,7 +70,15 @@ async def parse_generate(body: bytes, model: ModelText) -> tuple[Work, list[Sequ
     rid = work.response_id if request.rid is None else request.rid
     ids = names(rid, prompts=len(prompts), choices=n, many=many)
     work = dataclasses.replace(work, names=_called(rid, ids, choices=n))
-    written = NativeFormat(outputs, ids, described, tokenizer=model.tokenizer, choices=n, many=many)
+    written = NativeFormat(
+        outputs,
+        ids,
+        described,
+        tokenizer=model.tokenizer,
+        choices=n,
+        many=many,
+        prompt_ids=request.return_prompt_token_ids,
+    )
     return work, outputs, written
 
 

@@ -27,7 +27,6 @@ class NativeSampling(SamplingFields):
     """SGLang's names where they differ from OpenAI's."""
 
     unsupported: ClassVar[dict[str, Sequence[Any]]] = {
-        "no_stop_trim": (False,),
         "spaces_between_special_tokens": (True,),
         "stop_regex": ([],),
         "custom_params": (),
@@ -73,7 +72,6 @@ class GenerateRequest(ApiModel):
         "return_sampling_mask": (False,),
         "return_flat_raw_top_logprobs": (False,),
         "return_flat_raw_top_logprobs_b64": (False,),
-        "return_prompt_token_ids": (False,),
         "return_bytes": (False,),
         "return_entropy": (False,),
         "multi_item_delimiter_indices": (),
@@ -112,6 +110,7 @@ class GenerateRequest(ApiModel):
     token_ids_logprob: TokenIds | list[TokenIds] = Field(default_factory=list)
     """Tokens whose logprobs are told at every position."""
     return_text_in_logprobs: bool = False
+    return_prompt_token_ids: bool = False
     priority: Whole = Field(0, ge=-(2**31), lt=2**31)
     """Of waiting requests those with the highest go first."""
     return_timeline: bool = False

@@ -47,11 +47,13 @@ class NativeFormat:
         tokenizer: Tokenizer,
         choices: int,
         many: bool,
+        prompt_ids: bool,
     ) -> None:
-        """`ids` are what each output is called; `described` is each prompt's."""
+        """`ids` are what each output is called; `described` is each prompt's. `prompt_ids`: show its tokens, too."""
         self._outputs = outputs
         self._ids = ids
         self._many = many
+        self._prompt_ids = prompt_ids
         self._gate = PromptGate(outputs, choices=choices)
         self._written = [
             _Written(output, described[index // choices], tokenizer) for index, output in enumerate(outputs)
@@ -92,7 +94,8 @@ class NativeFormat:
         }
         if output.timeline is not None and output.finish is not None:
             meta["timeline"] = output.timeline.as_json()
-        return {"text": written.text.json, "output_ids": written.ids.json, "meta_info": meta}
+        told = {"text": written.text.json, "output_ids": written.ids.json, "meta_info": meta}
+        return {**told, "prompt_token_ids": output.job.prompt} if self._prompt_ids else told
 
 
 class _Written:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 from pydantic import Field
 
 from protocol.rooms import Job
@@ -21,6 +22,8 @@ from router.work import SequenceOutput, Work
 
 class StreamOptions(ApiModel):
     include_usage: bool = False
+    continuous_usage_stats: bool = False
+    """As vLLM: with `include_usage`, every event tells the usage so far."""
     include_obfuscation: bool = False
     """Padding against guessing tokens by the length of events: accepted, but there is none."""
 
@@ -48,8 +51,24 @@ class OpenAIFields(SamplingFields):
     """As vLLM: of waiting requests those with the lowest go first."""
     spaces_between_special_tokens: bool = True
     """As vLLM and SGLang; tokenizers of the kind served here never put any, whatever it says."""
+    truncate_prompt_tokens: Annotated[Whole, Field(ge=-1)] | None = None
+    """As vLLM: of a longer prompt this many tokens, its last ones; -1 is as many as the context leaves them."""
     return_timeline: bool = False
     """Ours: tell where the time went."""
+
+    def last_tokens(self, prompt: list[int], *, context_length: int, wanted: int | None) -> list[int]:
+        """What is left of a prompt, when `wanted` tokens are to follow it."""
+        most = self.truncate_prompt_tokens
+        if most == -1:
+            most = max(1, context_length - (wanted or 1))
+        return prompt if most is None else prompt[-most:]
+
+    @pydantic.field_validator("truncate_prompt_tokens")
+    @classmethod
+    def _leaves_some(cls, value: int | None) -> int | None:
+        if value == 0:
+            raise ValueError("no token would be left; give 1 or more, or -1 for what the context leaves")
+        return value
 
     def grammars(self) -> list[Grammar]:
         return [*response_format_grammars(self.response_format), *super().grammars()]
@@ -144,13 +163,15 @@ class OpenAIFrame:
         *,
         kind: str,
         model: ModelText,
-        usage_event: bool,
+        stream_options: StreamOptions,
         reasoning_tokens: Callable[[], int] | None = None,
     ) -> None:
         """`reasoning_tokens`, asked at the end, is how many tokens were reasoning; None where there is none."""
         self._work = work
         self._outputs = outputs
-        self._usage_event = usage_event
+        self._usage_event = stream_options.include_usage
+        self.tells_usage = stream_options.include_usage and stream_options.continuous_usage_stats
+        """In every chunk."""
         self._reasoning_tokens = reasoning_tokens
         self._head: dict[str, Any] = {
             "id": work.response_id,
@@ -164,7 +185,7 @@ class OpenAIFrame:
         """A stream's chunk with one choice."""
         chunk = {**self._head, "choices": [choice]}
         if self._usage_event:
-            chunk["usage"] = None
+            chunk["usage"] = usage(self._work, self._outputs) if self.tells_usage else None
         return chunk
 
     def closing(self) -> bytes:

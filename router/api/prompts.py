@@ -106,10 +106,12 @@ Prompts = Annotated[Any, WithJsonSchema({"anyOf": [*TEXTS["anyOf"], *TOKENS["any
 """Either; for `read_prompts`."""
 
 
-async def read_prompts(prompt: Any, model: ModelText, *, param: str) -> list[list[int]]:
+async def read_prompts(
+    prompt: Any, model: ModelText, *, param: str, add_special_tokens: bool = True
+) -> list[list[int]]:
     """The token ids of each prompt in a text, a list of texts, token ids, or a list of token ids' lists."""
     if isinstance(prompt, str):
-        return await model.encode([prompt], param=param, add_special_tokens=True)
+        return await model.encode([prompt], param=param, add_special_tokens=add_special_tokens)
     if isinstance(prompt, list) and prompt:
         if all(type(token) is int for token in prompt):
             return [model.check_ids(prompt, param=param)]
@@ -117,7 +119,7 @@ async def read_prompts(prompt: Any, model: ModelText, *, param: str) -> list[lis
             most = model.config.max_sequences_per_request
             raise invalid(param, f"{len(prompt)} prompts are over the limit of {most} a request; send fewer at a time")
         if all(isinstance(text, str) for text in prompt):
-            return await model.encode(prompt, param=param, add_special_tokens=True)
+            return await model.encode(prompt, param=param, add_special_tokens=add_special_tokens)
         if all(isinstance(ids, list) and all(type(token) is int for token in ids) for ids in prompt):
             return [model.check_ids(ids, param=f"{param}[{number}]") for number, ids in enumerate(prompt)]
     raise invalid(param, f"{shown(prompt)} is no prompt; give a text, token ids, or a non-empty list of one of these")

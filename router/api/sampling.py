@@ -51,6 +51,8 @@ class SamplingFields(GrammarFields):
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     """As vLLM: the stop string, or stop token, that ends the text is shown."""
+    no_stop_trim: bool = False
+    """SGLang's name for the same."""
     n: Whole = Field(1, ge=1)
 
     @pydantic.field_validator("logit_bias")
@@ -101,7 +103,7 @@ class SamplingFields(GrammarFields):
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
             skip_special_tokens=self.skip_special_tokens,
-            include_stop=self.include_stop_str_in_output,
+            include_stop=self.include_stop_str_in_output or self.no_stop_trim,
             logprobs=logprobs,
             grammar=self.grammar(),
         )
