@@ -14,16 +14,16 @@ import logging
 import queue
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
 
+from cluster.engine_events import Call, Event, LinkLost, LinkUp, Received
 from cluster.grammar_gate import GrammarGate, GrammarReady, Opening
 from cluster.landing_wait import LandingWait
+from cluster.outbox import Outbox, Outgoing
 from cluster.worker_state import StateReporter
 from decode.half import DecodeHalf
 from engine.engine import Engine
@@ -40,82 +40,18 @@ from protocol.rooms import (
     Handoff,
     Join,
     Load,
-    Message,
     Offer,
     OpenDecode,
     OpenGenerate,
     OpenPrefill,
-    Phases,
-    PromptScores,
     Reservation,
     Room,
-    StepFrame,
-    TokenEvent,
 )
 from transfer.fetcher import FetchResult
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class LinkUp:
-    """A router or a decode replica has connected."""
-
-    link_id: str
-    role: LinkRole
-
-
-@dataclass(frozen=True)
-class LinkLost:
-    link_id: str
-
-
-@dataclass(frozen=True)
-class Received:
-    link_id: str
-    message: AnyMessage
-
-
-@dataclass(frozen=True)
-class _Call:
-    run: Callable[[], None]
-
-
-Event = LinkUp | LinkLost | Received | FetchResult | GrammarReady | _Call
-Outgoing = list[tuple[str, Message]]
-
-
-class Outbox:
-    """Gathers what the halves send during one pass: messages in order, and one step frame per router. Phases and scores
-    go before the tokens: a room's last token ends it for the router, and its first one needs the scores."""
-
-    def __init__(self) -> None:
-        self._first: Outgoing = []
-        self._messages: Outgoing = []
-        self._tokens: dict[str, list[TokenEvent]] = defaultdict(list)
-
-    def send(self, link_id: str, message: Message) -> None:
-        (self._first if isinstance(message, Phases | PromptScores) else self._messages).append((link_id, message))
-
-    def emit(self, link_id: str, event: TokenEvent) -> None:
-        self._tokens[link_id].append(event)
-
-    def take(self, load_now: Callable[[], Load], *, report_to: frozenset[str] = frozenset()) -> Outgoing:
-        """Everything gathered, tokens before messages: a client waits for them. Routers in `report_to` get a frame
-        anyway."""
-        if not (self._messages or self._tokens or self._first or report_to):
-            return []
-        outgoing: Outgoing = self._first
-        if self._tokens or report_to:
-            load = load_now()
-            for link_id in self._tokens.keys() | report_to:
-                outgoing.append((link_id, StepFrame(self._tokens.get(link_id, []), load)))
-        outgoing += self._messages
-        self._first, self._messages = [], []
-        self._tokens.clear()
-        return outgoing
 
 
 class EngineThread:
@@ -167,7 +103,7 @@ class EngineThread:
     def stop(self, timeout_s: float = 10.0) -> None:
         """End the loop and wait for it; a step in progress is finished first."""
         self._stopping.set()
-        self._inbox.put(_Call(lambda: None))
+        self._inbox.put(Call(lambda: None))
         self._thread.join(timeout_s)
 
     @property
@@ -204,7 +140,7 @@ class EngineThread:
                 except BaseException as error:
                     future.set_exception(error)
 
-        self._inbox.put(_Call(run))
+        self._inbox.put(Call(run))
         return future
 
     # ---- on the engine thread ---------------------------------------------------------------------------------
@@ -290,7 +226,7 @@ class EngineThread:
                 self._gate.link_lost(link_id)
             case GrammarReady():
                 self._open(self._gate.ready(event))
-            case _Call(run):
+            case Call(run):
                 run()
 
     def _receive(self, link_id: str, message: AnyMessage) -> None:

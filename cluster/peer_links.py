@@ -12,7 +12,7 @@ import itertools
 import logging
 from collections.abc import Callable
 
-from cluster.engine_thread import Event, LinkLost, LinkUp, Received
+from cluster.engine_events import Event, LinkLost, LinkUp, Received
 from protocol.codec import AnyMessage
 from protocol.control import EndRequests
 from protocol.endpoints import Identity, connect

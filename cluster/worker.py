@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 
-from cluster.engine_thread import EngineThread, Event, Outbox
+from cluster.engine_events import Event
+from cluster.engine_thread import EngineThread
 from cluster.grammar_gate import GrammarGate
 from cluster.offer_checksums import OfferChecksums, pool_shape
+from cluster.outbox import Outbox
 from cluster.peer_links import PeerLinks
 from cluster.worker_config import TransferOptions, WorkerConfig
 from cluster.worker_state import StateReporter

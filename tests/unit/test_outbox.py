@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.engine_thread import Outbox
+from cluster.outbox import Outbox
 from protocol.phases import Phase
 from protocol.rooms import FailureCode, Load, Phases, Room, RoomFailed, StepFrame, TokenEvent
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from router_harness import SECRET, TEXT, TEXT_IDS, RouterHarness, running_router, until
 
-from cluster.engine_thread import Event, Received
+from cluster.engine_events import Event, Received
 from cluster.peer_links import PeerLinks
 from protocol.endpoints import Identity, LinkServer
 from protocol.handshake import LinkRole
