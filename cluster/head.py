@@ -11,18 +11,13 @@ import argparse
 import contextlib
 import ctypes
 import importlib
-import json
 import os
 import secrets
 import signal
-import socket
-import ssl
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -32,36 +27,23 @@ from cluster.config import ClusterConfig
 from cluster.config_file import BadConfigFile, ServeApplication
 from cluster.ingress import BadEnvFile, haproxy_runs, ingress_mode, own_ports_and_paths, read_env_file
 from cluster.late_services import LateServices
+from cluster.launch_output import Progress, print_tools, print_usage
 from cluster.model_folder import EMBEDDED, NoModel, embedded_model_is_ready, model_folder
 from cluster.placement import shortfalls
+from cluster.readiness import StartFailed, check_port_free, wait_until_healthy
 from cluster.tls import BadCertificate
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeStatus
 
 _PR_SET_PDEATHSIG = 1
-_READY_TIMEOUT_S = 300.0
 _DASHBOARD_TIMEOUT_S = 60.0
 _SERVE_CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 _OBJECT_STORE_BYTES = 100 << 20  # KV never goes through Ray
 
 
-class StartFailed(RuntimeError):
-    """The cluster could not be started; the message says why and what to do."""
-
-
 class StopRequested(BaseException):
     """The supervisor asked for an end; raised wherever the main thread is."""
-
-
-class Progress:
-    """Prints what happens, with the seconds since the start."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-
-    def __call__(self, line: str) -> None:
-        print(f"[{time.monotonic() - self._started:5.1f} s] {line}", flush=True)
 
 
 def main() -> int:
@@ -77,7 +59,7 @@ def main() -> int:
     progress = Progress()
     try:
         application = ServeApplication.read(options.config).at(options.host, options.port)
-        _check_port_free(application.host, application.port)
+        check_port_free(application.host, application.port)
         if application.tls is not None:
             application.tls.check()
         _check_model(application.config, progress)
@@ -136,10 +118,10 @@ def _start(application: ServeApplication, options: argparse.Namespace, progress:
         raise StartFailed("\n".join([str(error), *_complaints(serve.status())])) from error
     scheme = "http" if application.tls is None else "https"
     url = f"{scheme}://{_reachable(application.host)}:{application.port}"
-    _wait_until_healthy(url)
+    wait_until_healthy(url)
     progress("ready")
-    _print_usage(url)
-    _print_tools(context.address_info["gcs_address"], late.dashboard_url(timeout_s=_DASHBOARD_TIMEOUT_S))
+    print_usage(url)
+    print_tools(context.address_info["gcs_address"], late.dashboard_url(timeout_s=_DASHBOARD_TIMEOUT_S))
 
 
 def _wait_for_controller(starting: Future[None]) -> None:
@@ -202,38 +184,6 @@ def _fetch_model(config: ClusterConfig, progress: Progress) -> subprocess.Popen[
     return subprocess.Popen([sys.executable, "-m", "engine.model.embedded"], stdout=subprocess.DEVNULL)
 
 
-def _check_port_free(host: str, port: int) -> None:
-    if not (isinstance(port, int) and 0 < port < 1 << 16):
-        raise StartFailed(f"the port is {port!r}; give a number from 1 to 65535")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise StartFailed(f"port {port} on {host} cannot be used ({error}); choose one: PORT=8001") from error
-
-
-def _wait_until_healthy(url: str) -> None:
-    """Until the router has a replica of every pool: before that, one pool would take requests whole."""
-    deadline = time.monotonic() + _READY_TIMEOUT_S
-    last = "no answer"
-    # Not by http_proxy, which is for other machines, and whatever name the certificate is for.
-    trusting = urllib.request.HTTPSHandler(context=ssl._create_unverified_context())
-    here = urllib.request.build_opener(urllib.request.ProxyHandler({}), trusting)
-    while time.monotonic() < deadline:
-        try:
-            with here.open(f"{url}/health", timeout=5) as response:
-                status = json.load(response)["status"]
-            if status == "ok":
-                return
-            last = f"it is {status}"
-        except (urllib.error.URLError, OSError) as error:
-            last = str(error)
-        time.sleep(0.1)
-    raise StartFailed(f"{url}/health was not healthy within {_READY_TIMEOUT_S:.0f} s: {last}")
-
-
 def _request_stop(number: int, frame: FrameType | None) -> None:
     del number, frame
     raise StopRequested
@@ -261,40 +211,6 @@ def _end_with_parent() -> None:
 
 def _reachable(host: str) -> str:
     return "127.0.0.1" if host in ("0.0.0.0", "::") else host
-
-
-def _print_usage(url: str) -> None:
-    body = '{"messages": [{"role": "user", "content": "What is the capital of France?"}], "stream": true}'
-    print(
-        f"""
-  OpenAI API   {url}/v1
-
-  curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
-""",
-        flush=True,
-    )
-
-
-def _print_tools(ray_address: str, dashboard: str | None) -> None:
-    token = os.environ["RAY_AUTH_TOKEN_PATH"]
-    environment = {
-        "RAY_ADDRESS": ray_address,
-        "RAY_AUTH_MODE": os.environ["RAY_AUTH_MODE"],
-        "RAY_AUTH_TOKEN_PATH": token,
-    }
-    at = (
-        "did not start; its logs say why"
-        if dashboard is None
-        else f"http://{dashboard}  (it asks for the token in {token})"
-    )
-    print(
-        f"""  dashboard    {at}
-  Ray          {" ".join(f"{name}={value}" for name, value in environment.items())}
-
-Ctrl-C stops everything.
-""",
-        flush=True,
-    )
 
 
 if __name__ == "__main__":
