@@ -16,7 +16,8 @@ from protocol.rooms import Closed, Job, Phases, PromptScores, RoomFailed, StepFr
 from router.cache_flush import CacheFlush
 from router.config import RouterConfig
 from router.errors import overloaded
-from router.generation import Begun, Generation, GenerationServices, GenerationState
+from router.generation import Begun, Generation, GenerationServices
+from router.generation_state import GenerationState
 from router.membership import MemberTable
 from router.metrics import RouterMetrics
 from router.open_requests import OpenRequests

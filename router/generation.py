@@ -12,7 +12,6 @@ Synchronous throughout: links and timers call in, nothing here waits.
 from __future__ import annotations
 
 import asyncio
-import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,6 +23,7 @@ from protocol.sampling import FinishReason
 from router.config import RouterConfig
 from router.errors import ApiError, deadline_passed, overloaded, room_failed
 from router.failover import Failover
+from router.generation_state import GenerationState
 from router.half_rooms import HalfRooms
 from router.metrics import RouterMetrics
 from router.pairing import Route, RouteRequest
@@ -36,25 +36,6 @@ from router.token_stream import TokenStream
 
 _PAUSE_S = 0.025
 """Before a replica that failed this sequence is tried again; doubled for each failure since the last token."""
-
-
-class GenerationState(enum.Enum):
-    NEW = "new"
-    OPEN = "open"
-    WAITING = "waiting"
-    """Before the first epoch or between two: for a replica to come up, or for a pause to pass."""
-    FINISHED = "finished"
-    FAILED = "failed"
-    ABORTED = "aborted"
-
-
-_ENDS = {GenerationState.FINISHED, GenerationState.FAILED, GenerationState.ABORTED}
-_NEXT: dict[GenerationState, set[GenerationState]] = {
-    GenerationState.NEW: {GenerationState.WAITING},
-    GenerationState.OPEN: {GenerationState.WAITING, *_ENDS},
-    GenerationState.WAITING: {GenerationState.OPEN, GenerationState.FAILED, GenerationState.ABORTED},
-    **{end: set() for end in _ENDS},
-}
 
 
 class Choose(Protocol):
@@ -369,5 +350,5 @@ class Generation:
             self._timer = None
 
     def _move(self, state: GenerationState) -> None:
-        assert state in _NEXT[self.state], f"a generation cannot go from {self.state} to {state}"
+        assert self.state.may_become(state), f"a generation cannot go from {self.state} to {state}"
         self.state = state
