@@ -23,7 +23,7 @@ from benchmarks.report import Report, Table, add_report_options, finish
 from benchmarks.workload import random_prompt
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.grammar.cache import GrammarCache, Outcome
+from engine.grammar.compiled import CompiledGrammar
 from engine.grammar.compiler import GrammarCompiler
 from engine.grammar.constraint import Constraint
 from engine.grammar.masks import MaskFiller
@@ -74,9 +74,8 @@ class Bench:
         tokenizer = Tokenizer.load(arguments.model)
         model = load_model(arguments.model, dtype=arguments.dtype, num_threads=arguments.threads)
         shape = model.config
-        self._cache = GrammarCache(
-            GrammarCompiler(tokenizer, vocab_size=shape.vocab_size, eos_token_ids=shape.eos_token_ids)
-        )
+        compiler = GrammarCompiler(tokenizer, vocab_size=shape.vocab_size, eos_token_ids=shape.eos_token_ids)
+        self._compiled: dict[Grammar, CompiledGrammar] = {each: compiler.compile(each) for each in GRAMMARS.values()}
         config = EngineConfig(max_total_tokens=arguments.pool_tokens)
         self._masks = MaskFiller(vocab_size=shape.vocab_size)
         self._engine = Engine(
@@ -93,7 +92,7 @@ class Bench:
         for prompt in prompts:
             self._requests += 1
             sampling = SamplingParams(seed=self._requests, max_tokens=new_tokens, ignore_eos=True, grammar=grammar)
-            constraint = self._constraint(grammar) if grammar is not None else None
+            constraint = Constraint(self._compiled[grammar]) if grammar is not None else None
             self._engine.add(Request(key=self._requests, prompt=prompt, sampling=sampling, constraint=constraint))
         started = tokens = 0
         began: tuple[float, ...] = ()
@@ -112,22 +111,8 @@ class Bench:
         return Rates(*(tokens / (now - then) for now, then in zip(_clocks(), began, strict=True)))
 
     def close(self) -> None:
-        """End the threads."""
+        """End the thread."""
         self._masks.close()
-        self._cache.close()
-
-    def _constraint(self, grammar: Grammar) -> Constraint:
-        outcomes: list[Outcome] = []
-        while not outcomes:
-            if not self._cache.request(grammar, (), outcomes.append):
-                raise RuntimeError("the cache takes no more requests")
-            deadline = time.monotonic() + 60
-            while not outcomes and time.monotonic() < deadline:
-                time.sleep(0.001)
-        outcome = outcomes[0]
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
 
 
 def main() -> None:

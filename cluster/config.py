@@ -137,6 +137,28 @@ class TransferSection(Section):
         return self
 
 
+class GrammarSection(Section):
+    """What constrained output may cost. A request whose grammar goes over a limit is answered 400."""
+
+    max_kb: int = Field(default=256, ge=1)
+    """Of a grammar or schema, as it is sent and as it is compiled."""
+    max_schema_parts: int = Field(default=10_000, ge=1)
+    """Parts of a JSON schema, with its references put in."""
+    max_compiled_mb: int = Field(default=64, ge=1)
+    """Of one compiled grammar."""
+    cache_mb: int = Field(default=256, ge=1)
+    """Of compiled grammars that each replica keeps; what is least recently used goes first."""
+    compile_threads: int = Field(default=2, ge=1)
+    """Grammars that each replica compiles at a time."""
+    compile_timeout_s: float = Field(default=8.0, gt=0, le=9.0)
+    """How long a request waits for its grammar to be compiled: at most nine seconds, for prefill forgets a decode half
+    that waits for it after ten."""
+    follow_budget_s: float = Field(default=0.5, gt=0)
+    """Processor time that one sequence may take for following its grammar, beyond 20 ms a token, before it is ended."""
+    mask_timeout_s: float = Field(default=2.0, gt=0)
+    """How long a step waits for what one sequence's grammar allows next, before that sequence is ended."""
+
+
 class RouterSection(Section):
     """The HTTP front; the limits are each router's own."""
 
@@ -215,6 +237,7 @@ class ClusterConfig(Section):
     aggregated: ReplicaSection = ReplicaSection()
     """The pool of `mode: aggregated`."""
     transfer: TransferSection = TransferSection()
+    grammars: GrammarSection = GrammarSection()
     router: RouterSection = RouterSection()
     membership: MembershipSection = MembershipSection()
     secret: SecretStr | None = None
@@ -228,6 +251,17 @@ class ClusterConfig(Section):
                 f"transport is 'cuda' and model.device {self.model.device!r}, but CUDA IPC moves pages between pools "
                 "in GPU memory; set transport to auto, shm or tcp"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _slow_masks_are_no_hang(self) -> ClusterConfig:
+        for name, pool in self.pools.items():
+            if self.grammars.mask_timeout_s >= pool.hang_timeout_s:
+                raise ValueError(
+                    f"grammars.mask_timeout_s is {self.grammars.mask_timeout_s:g} and {name}.hang_timeout_s "
+                    f"{pool.hang_timeout_s:g}: a replica that waits for one mask would be taken for hanging; make it "
+                    "less"
+                )
         return self
 
     @model_validator(mode="after")

@@ -3,7 +3,8 @@
 So a room waits outside of the batch, and the halves' tables know nothing of grammars: for them the open comes when its
 grammar is there. Lifecycle of a held open: `hold` -> given back by `hold` itself, where the grammar is known, or by
 `ready`; refused (`RoomFailed`: the grammar is at fault, or its time is over); or forgotten (its router aborted it, or
-is gone). Whoever is given an open back handles it at once, and takes its constraint from `constraint`.
+is gone), and with it its wish for a grammar. Whoever is given an open back handles it at once, and takes its constraint
+from `constraint`.
 
 The engine thread calls everything; the compiler's threads only `post`.
 """
@@ -16,8 +17,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from engine.grammar.cache import GrammarCache, Outcome
-from engine.grammar.constraint import Constraint
+from engine.grammar.cache import GrammarCache, Outcome, Wish
+from engine.grammar.constraint import Constraint, GrammarMismatch
 from engine.grammar.errors import GrammarRefused, GrammarsUnavailable
 from protocol.rooms import FailureCode, Message, OpenDecode, OpenGenerate, OpenPrefill, Room, RoomFailed
 
@@ -40,6 +41,8 @@ class _Held:
     """Of the request."""
     patience: float
     """Of its grammar: when to give up waiting for it."""
+    wish: Wish | None
+    """None where the answer was there at once."""
 
 
 class GrammarGate:
@@ -77,20 +80,17 @@ class GrammarGate:
         now = self._clock()
         self._tickets += 1
         ticket = self._tickets
-        self._held[ticket] = _Held(link_id, opening, now + opening.ttl_ms / 1000, now + self._timeout_s)
-        at_once: list[Outcome] | None = []
-
-        def answer(outcome: Outcome) -> None:
-            if at_once is None:
-                self._post(GrammarReady(ticket, outcome))
-            else:
-                at_once.append(outcome)
-
-        accepted = self._cache.request(grammar, opening.job.logged, answer)
-        answers, at_once = at_once, None
-        if not accepted:
+        answer = self._cache.request(
+            grammar, opening.job.logged, lambda outcome: self._post(GrammarReady(ticket, outcome))
+        )
+        wish = answer if isinstance(answer, Wish) else None
+        self._held[ticket] = _Held(link_id, opening, now + opening.ttl_ms / 1000, now + self._timeout_s, wish)
+        if isinstance(answer, Wish):
+            return None
+        if answer is None:
             self._fail(ticket, FailureCode.OVERLOADED, "too many requests wait for their grammars to be compiled")
-        return self.ready(GrammarReady(ticket, answers[0])) if answers else None
+            return None
+        return self.ready(GrammarReady(ticket, answer))
 
     def ready(self, event: GrammarReady) -> tuple[str, Opening] | None:
         """A grammar is compiled, or refused: (link, open) if it is there and the open still held."""
@@ -101,6 +101,9 @@ class GrammarGate:
                 return self._give(event.ticket, event.outcome)
             case GrammarRefused():
                 self._fail(event.ticket, FailureCode.BAD_GRAMMAR, str(event.outcome))
+            case GrammarMismatch():
+                words = f"it cannot be followed through the output so far: {event.outcome}"
+                self._fail(event.ticket, FailureCode.BAD_GRAMMAR, words)
             case GrammarsUnavailable():
                 self._fail(event.ticket, FailureCode.NO_GRAMMARS, str(event.outcome))
             case _:
@@ -115,13 +118,13 @@ class GrammarGate:
         """The router wants the room no more."""
         for ticket, held in list(self._held.items()):
             if held.opening.room == room:
-                del self._held[ticket]
+                self._let_go(ticket)
 
     def link_lost(self, link_id: str) -> None:
         """A router is gone, and its rooms with it."""
         for ticket, held in list(self._held.items()):
             if held.link_id == link_id:
-                del self._held[ticket]
+                self._let_go(ticket)
 
     def tick(self) -> None:
         """Give up what has waited too long."""
@@ -139,7 +142,7 @@ class GrammarGate:
     # ---- inside -------------------------------------------------------------------------------------------------
 
     def _give(self, ticket: int, constraint: Constraint) -> tuple[str, Opening]:
-        held = self._held.pop(ticket)
+        held = self._let_go(ticket)
         ttl_ms = max(1, int(1000 * (held.deadline - self._clock())))
         opening = msgspec.structs.replace(held.opening, ttl_ms=ttl_ms)
         self._given = (opening.room, constraint)
@@ -155,6 +158,13 @@ class GrammarGate:
             words = f"its grammar's turn to be compiled did not come within {self._timeout_s:g} s"
             self._fail(ticket, FailureCode.OVERLOADED, words)
 
-    def _fail(self, ticket: int, code: FailureCode, detail: str) -> None:
+    def _let_go(self, ticket: int) -> _Held:
+        """It is held no more, and its grammar not wanted if it is not there."""
         held = self._held.pop(ticket)
+        if held.wish is not None:
+            self._cache.withdraw(held.wish)
+        return held
+
+    def _fail(self, ticket: int, code: FailureCode, detail: str) -> None:
+        held = self._let_go(ticket)
         self._send(held.link_id, RoomFailed(held.opening.room, code, detail))

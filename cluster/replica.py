@@ -91,6 +91,7 @@ def _load(config: ClusterConfig, role: ReplicaRole, secret: bytes) -> ReplicaWor
 def _worker_config(config: ClusterConfig, role: ReplicaRole, secret: bytes) -> WorkerConfig:
     from cluster.worker import TransferOptions, WorkerConfig
     from engine.config import EngineConfig
+    from engine.grammar.limits import GrammarLimits
 
     section = config.pools[role.value]
     assert section.num_threads != "auto", "resolved by build_app"
@@ -111,6 +112,14 @@ def _worker_config(config: ClusterConfig, role: ReplicaRole, secret: bytes) -> W
         dtype=config.model.dtype,
         device=config.model.device,
         num_threads=section.num_threads,
+        grammars=GrammarLimits(
+            compile_threads=config.grammars.compile_threads,
+            compile_timeout_s=config.grammars.compile_timeout_s,
+            max_compiled_bytes=config.grammars.max_compiled_mb << 20,
+            cache_bytes=config.grammars.cache_mb << 20,
+            follow_budget_s=config.grammars.follow_budget_s,
+            mask_timeout_s=config.grammars.mask_timeout_s,
+        ),
         bind_host=host,
         advertise_host=host,
         transfer=TransferOptions(

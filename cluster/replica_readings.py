@@ -29,6 +29,19 @@ _TRAFFIC = {
 }
 """What is told of transfers: (name of the reading, help) by name in the report."""
 
+_GRAMMARS = {
+    "hits": ("grammar_hits", "grammars that were compiled already, or refused"),
+    "compiles": ("grammar_compiles", "grammars compiled, the refused ones included"),
+    "compile_seconds": ("grammar_compile_seconds", "what compiling took, summed"),
+    "refused": ("grammar_refused", "grammars that could not be compiled"),
+    "dropped": ("grammar_dropped", "grammars that nobody wanted any more when their turn to be compiled came"),
+    "masks": ("grammar_masks", "masks made: one for each constrained token"),
+    "fill_seconds": ("grammar_mask_seconds", "what making masks took, summed, beside the model"),
+    "wait_seconds": ("grammar_mask_wait_seconds", "what steps waited for masks, summed"),
+    "given_up": ("grammar_masks_given_up", "masks that took too long, which ended their requests"),
+}
+"""What is told of grammars: (name of the reading, help) by name in the report."""
+
 _ROOM_STATES: dict[str, tuple[PrefillState | DecodeState, ...]] = {
     "prefill": (PrefillState.WAITING, PrefillState.COMPUTING, PrefillState.RETAINED),
     "decode": (DecodeState.QUEUED, DecodeState.RECEIVING, DecodeState.RUNNING, DecodeState.DRAINING),
@@ -66,6 +79,7 @@ class ReplicaReadings:
                 yield Reading(name=f"replica_pages_{name}", help=f"KV pool when last idle: {name}", value=float(value))
         for name, value in state.get("engine", {}).items():
             yield Reading(name=f"replica_engine_{name}", help=f"{name} of the engine", value=float(value), grows=True)
+        yield from _grammars(state.get("grammars", {}))
         for half in ("prefill", "decode"):
             yield from _rooms(half, state.get(half, {}).get("rooms", {}))
             yield from _counters(half, state.get(half, {}).get("counters", {}))
@@ -74,6 +88,15 @@ class ReplicaReadings:
         for row in state.get("peer_transfers", ()):
             # Gauges: Ray forgets those that are no longer told, and never a counter, so peers would add up there.
             yield from _traffic("replica_peer_", row, {"transport": row["transport"], "peer": row["peer"]}, grows=False)
+
+
+def _grammars(told: Mapping[str, Any]) -> Iterator[Reading]:
+    for field, value in told.get("counters", {}).items():
+        name, help_ = _GRAMMARS[field]
+        yield Reading(name=f"replica_{name}", help=help_, value=float(value), grows=True)
+    for field, help_ in (("waiting", "requests that wait for their grammars"), ("bytes", "of compiled grammars kept")):
+        if field in told:
+            yield Reading(name=f"replica_grammar_{field}", help=help_, value=float(told[field]))
 
 
 def _rooms(half: str, rooms: Mapping[str, int]) -> Iterator[Reading]:

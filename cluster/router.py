@@ -100,6 +100,8 @@ def _router_config(config: ClusterConfig, secret: bytes) -> RouterConfig:
         max_queued_tokens=config.router.max_queued_tokens,
         request_timeout_s=config.router.request_timeout_s,
         max_body_bytes=config.router.max_request_bytes,
+        max_grammar_bytes=config.grammars.max_kb << 10,
+        max_schema_parts=config.grammars.max_schema_parts,
         api_keys_file=config.router.api_keys_file,
         cors_origins=tuple(config.router.cors_origins),
         resume_window_s=config.router.resume_window_s,

@@ -24,7 +24,7 @@ from cluster.offer_checksums import OfferChecksums, pool_shape
 from cluster.outbox import Outbox
 from cluster.peer_links import PeerLinks
 from cluster.worker_config import TransferOptions, WorkerConfig
-from cluster.worker_state import StateReporter
+from cluster.worker_state import StateReporter, grammar_state
 from decode.half import DecodeHalf
 from engine.audit import AuditReport
 from engine.engine import Engine
@@ -82,10 +82,17 @@ class ReplicaWorker:
         self._prefault = Prefault(self._memory, delay_s=_PREFAULT_DELAY_S)
         tokenizer = Tokenizer.load(config.model_path)
         shape = self._model.config
+        limits = config.grammars
         self._grammars = GrammarCache(
-            GrammarCompiler(tokenizer, vocab_size=shape.vocab_size, eos_token_ids=shape.eos_token_ids)
+            GrammarCompiler(
+                tokenizer,
+                vocab_size=shape.vocab_size,
+                eos_token_ids=shape.eos_token_ids,
+                max_bytes=limits.max_compiled_bytes,
+            ),
+            limits,
         )
-        self._masks = MaskFiller(vocab_size=shape.vocab_size)
+        self._masks = MaskFiller(vocab_size=shape.vocab_size, timeout_s=limits.mask_timeout_s)
         self._engine = Engine(
             model=self._model,
             pool=KVPool(spec=self._spec, num_pages=config.engine.num_pages, buffer=self._memory.view),
@@ -152,8 +159,10 @@ class ReplicaWorker:
             loop=loop,
         )
         outbox = Outbox()
-        self.reporter = StateReporter()
-        gate = GrammarGate(cache=self._grammars, post=inbox.put, send=outbox.send)
+        self.reporter = StateReporter(grammars=lambda: grammar_state(self._grammars, self._masks))
+        gate = GrammarGate(
+            cache=self._grammars, post=inbox.put, send=outbox.send, timeout_s=config.grammars.compile_timeout_s
+        )
         self._prefill = PrefillHalf(
             engine=self._engine,
             checksums=OfferChecksums(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from engine.config import EngineConfig
+from engine.grammar.limits import GrammarLimits
 from protocol.membership import ReplicaRole
 from transfer.choice import TransportName
 
@@ -43,3 +44,4 @@ class WorkerConfig:
     bind_host: str = "127.0.0.1"
     advertise_host: str = "127.0.0.1"
     transfer: TransferOptions = field(default_factory=TransferOptions)
+    grammars: GrammarLimits = GrammarLimits()

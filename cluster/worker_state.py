@@ -9,12 +9,15 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from decode.half import DecodeHalf
 from engine.engine import Engine
+from engine.grammar.cache import GrammarCache
+from engine.grammar.masks import MaskFiller
 from prefill.half import PrefillHalf
 from protocol.rooms import Load
 
@@ -24,7 +27,9 @@ _MAX_OBSERVATIONS = 100_000
 class StateReporter:
     """Written by the engine thread, read by the event loop; every handover between them is one atomic operation."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, grammars: Callable[[], dict[str, Any]] = dict) -> None:
+        """`grammars` says what they have cost so far, as in `grammar_state`."""
+        self._grammars = grammars
         self.latest: dict[str, Any] = {}
         """The newest snapshot; never changed once it is here."""
         self._observations: deque[tuple[str, float]] = deque(maxlen=_MAX_OBSERVATIONS)
@@ -47,6 +52,7 @@ class StateReporter:
             "engine": _plain(engine.counters),
             "prefill": {"rooms": _by_state(prefill), "counters": _plain(prefill.counters)},
             "decode": {"rooms": _by_state(decode), "counters": _plain(decode.counters)},
+            "grammars": self._grammars(),
             "transfers": [
                 {"transport": transport, **_plain(traffic)}
                 for transport, traffic in decode.traffic.by_transport.items()
@@ -67,6 +73,15 @@ class StateReporter:
                 "total": report.total,
             }
         self.latest = state
+
+
+def grammar_state(cache: GrammarCache, masks: MaskFiller) -> dict[str, Any]:
+    """What grammars have cost, and hold now."""
+    return {
+        "counters": {**_plain(cache.counters), **_plain(masks.counters)},
+        "waiting": cache.num_waiting,
+        "bytes": cache.num_bytes,
+    }
 
 
 def _by_state(half: PrefillHalf | DecodeHalf) -> dict[str, int]:

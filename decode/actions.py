@@ -18,6 +18,7 @@ from decode.timelines import Timelines
 from decode.traffic import TrafficBook
 from engine.engine import RequestTooLong
 from engine.events import token_event
+from engine.grammar.constraint import GrammarMismatch
 from engine.request import Request
 from protocol.answers import Answers
 from protocol.room_memory import RoomMemory
@@ -280,6 +281,8 @@ class DecodeActions:
         record.prefill = None
         try:
             self._ports.engine.admit(record.request, handoff.token)
+        except GrammarMismatch as error:
+            raise EngineRefused(DecodeEvent.GRAMMAR_FAILED, str(error)) from error
         except ValueError as error:
             raise EngineRefused(DecodeEvent.ENGINE_FAILED, str(error)) from error
         self.counters.admitted += 1

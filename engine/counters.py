@@ -20,4 +20,6 @@ class EngineCounters:
     """How many of those it had."""
     preemptions: int = 0
     failed: int = 0
-    """Requests ended by an error in a step."""
+    """Requests ended by an error in a step, those with a grammar at fault apart."""
+    grammar_failures: int = 0
+    """Requests ended because their grammar could not be followed."""

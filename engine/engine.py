@@ -29,7 +29,7 @@ from engine.interfaces import Model, TokenSampler
 from engine.kv_manager import KVManager
 from engine.kv_spec import KVPool
 from engine.limits import RequestTooLong, check_vocabulary, sequence_limit
-from engine.outputs import StepOutput, TokenOutput
+from engine.outputs import Failed, StepOutput, TokenOutput
 from engine.page_allocator import PageState
 from engine.request import Request, RequestStatus
 from engine.sampling import LogitsError, Sampled
@@ -188,7 +188,7 @@ class Engine:
         except LogitsError as error:
             # Nothing was taken from this batch, so the next step computes the other requests' part of it again.
             for row in error.rows:
-                self._fail(sampling[row], _no_token(sampling[row]), output)
+                self._fail(sampling[row], _no_token(stuck=row in error.masked), output, by_grammar=row in error.masked)
             return output
         except PromptLogitsError as error:
             self._fail(error.request, "the model gave no finite logits within the prompt of this request", output)
@@ -240,7 +240,7 @@ class Engine:
         try:
             ended = self._generations.check(request, sampled.token)
         except GrammarMismatch as error:
-            self._fail(request, str(error), output)
+            self._fail(request, str(error), output, by_grammar=True)
             return
         except Exception as error:
             _LOG.exception("the text of request %r failed", request.key)
@@ -325,13 +325,16 @@ class Engine:
             self._registrations += 1
             request.registration = self._registrations
 
-    def _fail(self, request: Request, why: str, output: StepOutput) -> None:
-        """End a request whose KV cannot be trusted any more."""
+    def _fail(self, request: Request, why: str, output: StepOutput, *, by_grammar: bool = False) -> None:
+        """End a request whose KV cannot be trusted any more, or that no token can follow."""
         self._scheduler.remove(request)
         self._memory.drop(request)
         self._end(request)
-        self.counters.failed += 1
-        output.failed.append((request, why))
+        if by_grammar:
+            self.counters.grammar_failures += 1
+        else:
+            self.counters.failed += 1
+        output.failed.append(Failed(request, why, by_grammar))
 
     def _end(self, request: Request) -> None:
         request.move_to(RequestStatus.FINISHED)
@@ -343,7 +346,7 @@ class Engine:
         self._generations.forget(request.key)
 
 
-def _no_token(request: Request) -> str:
-    if request.constraint is None:
-        return "the model gave no finite logits for this request"
-    return "no token can follow in the grammar of this request, or the model gave no finite logits"
+def _no_token(*, stuck: bool) -> str:
+    if stuck:
+        return "its grammar came to a point that no token of this model can follow"
+    return "the model gave no finite logits for this request"

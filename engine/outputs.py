@@ -33,6 +33,16 @@ class TokenOutput(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """A request that a step ended by an error; it holds nothing any more."""
+
+    request: Request
+    why: str
+    by_grammar: bool = False
+    """Whether its grammar is at fault, or cannot be followed: it would fail the same way anywhere else."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
     """Everything one step did that its caller may want to pass on."""
 
@@ -42,5 +52,4 @@ class StepOutput:
     that many tokens can be offered to the peer."""
     scores: list[tuple[Request, PositionScores]] = field(default_factory=list)
     """The next scores of prompts that want any; a prompt's are complete before its first token."""
-    failed: list[tuple[Request, str]] = field(default_factory=list)
-    """(request, why) of each request this step ended by an error; it holds nothing any more."""
+    failed: list[Failed] = field(default_factory=list)

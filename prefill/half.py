@@ -174,10 +174,11 @@ class PrefillHalf:
             if record is not None:
                 record.first = token
                 self._fire(_token_event_of(record, token), record.room, detail=_ORPHAN)
-        for request, why in output.failed:
-            record = self._record_of(request)
+        for failed in output.failed:
+            record = self._record_of(failed.request)
             if record is not None:
-                self._fire(PrefillEvent.ENGINE_FAILED, record.room, detail=why)
+                event = PrefillEvent.GRAMMAR_FAILED if failed.by_grammar else PrefillEvent.ENGINE_FAILED
+                self._fire(event, record.room, detail=failed.why)
         for request, _ in output.progress:
             record = self._record_of(request)
             if record is not None and record.state is PrefillState.COMPUTING:

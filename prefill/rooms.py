@@ -48,6 +48,7 @@ class PrefillEvent(enum.Enum):
     LAST_TOKEN = "first token ends the sequence"
     ORPHAN_TOKEN = "first token goes on, but no decode half exists"
     TOO_LONG = "can never fit"
+    GRAMMAR_FAILED = "its grammar cannot be followed"
     ENGINE_FAILED = "engine failed"
     DECODE_LOST = "decode link lost"
     ROUTER_LOST = "router link lost"
@@ -151,6 +152,7 @@ PREFILL_TABLE: Transitions[PrefillState, PrefillEvent, PrefillAction] = Transiti
             _E.FIRST_TOKEN: _to(_S.RETAINED, _A.EMIT, _A.HANDOFF, _A.OFFER, _A.START_LEASE),
             _E.LAST_TOKEN: _to(_S.ENDED, _A.BURY, _A.EMIT, _A.TELL_DECODE),
             _E.ORPHAN_TOKEN: _to(_S.ENDED, _A.BURY, _A.EMIT, _A.RELEASE, _A.FAIL),
+            _E.GRAMMAR_FAILED: _FAILED,
             **_LIVE,
         },
         _S.RETAINED: {
@@ -191,6 +193,7 @@ PREFILL_ENDINGS: dict[PrefillEvent, Ending] = {
     _E.OPEN_DRAINING: Ending(FailureCode.DRAINING, AbortReason.DRAINING),
     _E.OPEN_EMPTY: Ending(FailureCode.INTERNAL, AbortReason.PEER_FAILED),
     _E.TOO_LONG: Ending(FailureCode.TOO_LONG, AbortReason.PEER_FAILED),
+    _E.GRAMMAR_FAILED: Ending(FailureCode.BAD_GRAMMAR, AbortReason.PEER_FAILED),
     _E.ENGINE_FAILED: Ending(FailureCode.INTERNAL, AbortReason.PEER_FAILED),
     _E.ORPHAN_TOKEN: Ending(FailureCode.INTERNAL, AbortReason.PEER_FAILED),
     _E.DECODE_LOST: Ending(FailureCode.PEER_LOST, AbortReason.PEER_FAILED),

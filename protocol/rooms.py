@@ -258,7 +258,7 @@ class FailureCode(enum.Enum):
     TOO_LONG = "too_long"
     """The prompt and its tokens can never fit this replica's pool."""
     BAD_GRAMMAR = "bad_grammar"
-    """The request's grammar cannot be compiled, is too large or takes too long."""
+    """The request's grammar cannot be compiled or followed, is too large or takes too long."""
     NO_GRAMMARS = "no_grammars"
     """This replica can follow no grammar at all."""
     INTERNAL = "internal"

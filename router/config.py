@@ -30,6 +30,10 @@ class RouterConfig:
     """Prompt tokens that may wait for their first output token; more are answered 429."""
     max_sequences_per_request: int = 128
     max_body_bytes: int = 16 << 20
+    max_grammar_bytes: int = 256 << 10
+    """Of a request's grammar or schema."""
+    max_schema_parts: int = 10_000
+    """Of a JSON schema with its references put in."""
     max_buffered_tokens: int = 4096
     """Tokens kept for a client that does not read; one more ends its request."""
 

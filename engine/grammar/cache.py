@@ -1,26 +1,28 @@
 """Compiled grammars by content, made in worker threads.
 
-`request` never blocks: the answer comes by a callback, at once on the caller's thread where there is next to nothing
-to do and else on a worker's. A grammar that several requests want at the same time is compiled once. What is least
-recently used goes when all take more than `max_bytes`; a request that has its constraint keeps what that needs.
-Refusals are remembered too.
+`request` never blocks: it answers at once where there is next to nothing to do, and else by a callback on a worker's
+thread. A grammar that several requests want at the same time is compiled once, and one that nobody wants any more when
+its turn comes is not compiled. What is least recently used goes when all take more than `cache_bytes`; a request that
+has its constraint keeps what that needs. Refusals are remembered too.
 
 Lifecycle: the threads live from the first request to `close`. A compilation cannot be interrupted, so whoever waits
-for one keeps a deadline of its own; what comes too late for it is still kept for the next.
+for one keeps a deadline of its own and withdraws its wish; what comes too late is still kept for the next.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from engine.grammar.compiled import CompiledGrammar
 from engine.grammar.compiler import GrammarCompiler
 from engine.grammar.constraint import Constraint
 from engine.grammar.errors import GrammarRefused
+from engine.grammar.limits import GrammarLimits
 from protocol.sampling import Grammar
 
 Outcome = Constraint | Exception
@@ -36,72 +38,81 @@ _SHORT_REPLAY = 16
 class CacheCounters:
     """Of one cache, since it was made."""
 
-    hits: int
-    misses: int
-    refused: int
-    compiled_bytes: int
+    hits: int = 0
+    compiles: int = 0
+    compile_seconds: float = 0.0
+    refused: int = 0
+    """Compilations that failed."""
+    dropped: int = 0
+    """Grammars that nobody wanted any more when their turn came."""
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """One request's wish."""
+@dataclass(eq=False)
+class Wish:
+    """One request's wish for a grammar."""
 
     grammar: Grammar
     generated: Sequence[int]
     then: Callable[[Outcome], None]
+    waits: bool = field(default=False, init=False)
+    """Whether a thread is to answer it; guarded by the cache's lock."""
 
     @property
     def key(self) -> _Key:
         return (self.grammar.kind, self.grammar.text)
 
-    def answer(self, known: _Known | Exception) -> None:
-        if isinstance(known, Exception):
-            self.then(known)
-            return
-        try:
-            outcome: Outcome = Constraint(known, self.generated)
-        except Exception as error:
-            outcome = error
-        self.then(outcome)
-
 
 class GrammarCache:
     """Shared by all requests of a replica; every method from any thread."""
 
-    def __init__(
-        self, compiler: GrammarCompiler, *, max_bytes: int = 256 << 20, num_threads: int = 2, max_waiting: int = 256
-    ) -> None:
-        """At most `max_waiting` requests wait for the threads."""
+    def __init__(self, compiler: GrammarCompiler, limits: GrammarLimits | None = None) -> None:
         self._compiler = compiler
-        self._max_bytes = max_bytes
-        self._num_threads = num_threads
-        self._max_waiting = max_waiting
+        self._limits = limits or GrammarLimits()
         self._lock = threading.Lock()
         self._known: OrderedDict[_Key, _Known] = OrderedDict()
         self._bytes = 0
-        self._hits = self._misses = self._refused = 0
-        self._compiling: dict[_Key, list[_Wanted]] = {}
+        self._counters = CacheCounters()
+        self._compiling: dict[_Key, list[Wish]] = {}
         self._num_waiting = 0
-        self._work: queue.SimpleQueue[_Wanted | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Wish | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
 
     @property
     def counters(self) -> CacheCounters:
         with self._lock:
-            return CacheCounters(self._hits, self._misses, self._refused, self._bytes)
+            return self._counters
 
-    def request(self, grammar: Grammar, generated: Sequence[int], then: Callable[[Outcome], None]) -> bool:
-        """Call `then` once with the grammar's state after `generated`, or with why there is none.
-
-        False, and no call, when too many wait already.
-        """
-        wanted = _Wanted(grammar, generated, then)
+    @property
+    def num_bytes(self) -> int:
+        """What is kept takes."""
         with self._lock:
-            known = self._find(wanted.key)
+            return self._bytes
+
+    @property
+    def num_waiting(self) -> int:
+        """Wishes that threads are to answer."""
+        with self._lock:
+            return self._num_waiting
+
+    def request(
+        self, grammar: Grammar, generated: Sequence[int], then: Callable[[Outcome], None]
+    ) -> Outcome | Wish | None:
+        """The grammar's state after `generated`, or why there is none.
+
+        A wish where that takes time: `then` is called with it, once, on another thread. None when too many wait
+        already.
+        """
+        wish = Wish(grammar, generated, then)
+        with self._lock:
+            known = self._find(wish.key)
             if known is None or len(generated) > _SHORT_REPLAY:
-                return self._queue(wanted)
-        wanted.answer(known)
-        return True
+                return self._queue(wish)
+        return self._outcome(wish, known)
+
+    def withdraw(self, wish: Wish) -> None:
+        """Nobody waits for the answer any more; it may still come, if it is on its way."""
+        with self._lock:
+            self._settle(wish)
 
     def is_compiling(self, grammar: Grammar) -> bool:
         """Whether a thread is at that grammar now."""
@@ -117,65 +128,87 @@ class GrammarCache:
         for thread in threads:
             thread.join(timeout_s)
 
+    def _outcome(self, wish: Wish, known: _Known | Exception) -> Outcome:
+        if isinstance(known, Exception):
+            return known
+        try:
+            return Constraint(known, wish.generated, budget_s=self._limits.follow_budget_s)
+        except Exception as error:
+            return error
+
     # ---- under the lock ---------------------------------------------------------------------------------------
 
     def _find(self, key: _Key) -> _Known | None:
         known = self._known.get(key)
         if known is not None:
-            self._hits += 1
+            self._count(hits=1)
             self._known.move_to_end(key)
         return known
 
-    def _queue(self, wanted: _Wanted) -> bool:
-        if self._num_waiting >= self._max_waiting:
-            return False
+    def _queue(self, wish: Wish) -> Wish | None:
+        if self._num_waiting >= self._limits.max_waiting:
+            return None
         self._num_waiting += 1
-        while len(self._threads) < self._num_threads:
+        wish.waits = True
+        while len(self._threads) < self._limits.compile_threads:
             thread = threading.Thread(target=self._run, name="grammar-compiler", daemon=True)
             self._threads.append(thread)
             thread.start()
-        self._work.put(wanted)
-        return True
+        self._work.put(wish)
+        return wish
+
+    def _settle(self, wish: Wish) -> None:
+        self._num_waiting -= wish.waits
+        wish.waits = False
 
     def _keep(self, key: _Key, known: _Known) -> None:
         self._known[key] = known
         self._bytes += _size(key, known)
-        while self._bytes > self._max_bytes and len(self._known) > 1:
+        while self._bytes > self._limits.cache_bytes and len(self._known) > 1:
             self._bytes -= _size(*self._known.popitem(last=False))
+
+    def _count(self, **more: float) -> None:
+        self._counters = replace(
+            self._counters, **{name: getattr(self._counters, name) + amount for name, amount in more.items()}
+        )
 
     # ---- on a worker's thread ---------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while (wanted := self._work.get()) is not None:
-            for each, known in self._resolve(wanted):
-                each.answer(known)
+        while (wish := self._work.get()) is not None:
+            for each, known in self._resolve(wish):
                 with self._lock:
-                    self._num_waiting -= 1
+                    waits = each.waits
+                if waits:
+                    each.then(self._outcome(each, known))
+                    self.withdraw(each)
 
-    def _resolve(self, wanted: _Wanted) -> list[tuple[_Wanted, _Known | Exception]]:
+    def _resolve(self, wish: Wish) -> list[tuple[Wish, _Known | Exception]]:
         """Whom to answer what; nobody where another thread compiles the same, which then answers this one too."""
-        key = wanted.key
+        key = wish.key
         try:
             self._compiler.prepare()
         except Exception as error:
-            return [(wanted, error)]
+            return [(wish, error)]
         with self._lock:
+            if not wish.waits:
+                self._count(dropped=1)
+                return []
             known = self._find(key)
             if known is not None:
-                return [(wanted, known)]
+                return [(wish, known)]
             if key in self._compiling:
-                self._compiling[key].append(wanted)
+                self._compiling[key].append(wish)
                 return []
-            self._misses += 1
-            self._compiling[key] = [wanted]
+            self._compiling[key] = [wish]
+        began = time.perf_counter()
         made: _Known | Exception
         try:
-            made = self._compiler.compile(wanted.grammar)
+            made = self._compiler.compile(wish.grammar)
         except Exception as error:
             made = error
         with self._lock:
-            if isinstance(made, Exception):
-                self._refused += 1
+            self._count(compiles=1, compile_seconds=time.perf_counter() - began, refused=isinstance(made, Exception))
             if isinstance(made, _Known):  # what failed for another reason may go well the next time
                 self._keep(key, made)
             return [(each, made) for each in self._compiling.pop(key)]

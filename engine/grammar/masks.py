@@ -1,34 +1,28 @@
 """Masks of the tokens that may come next, filled by a thread while the model computes.
 
 `begin` names the constrained rows of a batch, `finish` waits for their masks; the engine thread calls both, in turn.
-In between the constraints belong to the filling thread. The thread lives from the first `begin` to `close`.
+In between the constraints belong to the filling thread, which lives from the first `begin` to `close`. A row whose mask
+takes too long is given up, and with it the thread that is at it, which nothing can interrupt: another takes its place
+and fills the rows after it, so that the other sequences of the batch go on.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.grammar.constraint import Constraint
+from engine.grammar.filling import MASK_BITS, Filling, MaskedRow
 
-_BITS = 32
+__all__ = ["MaskCounters", "MaskFiller", "MaskedRow", "RowMasks"]
 
-
-@dataclass(frozen=True)
-class MaskedRow:
-    """One constrained row of a batch."""
-
-    row: int
-    """Its row of logits."""
-    constraint: Constraint
-    avoided: Sequence[int] = ()
-    """Tokens that may not come unless nothing else can: stop tokens before their time."""
+_Orders = queue.SimpleQueue[Filling | None]
 
 
 @dataclass(frozen=True)
@@ -39,39 +33,70 @@ class RowMasks:
     bits: torch.Tensor
     """int32 `[len(rows), ceil(vocab / 32)]`, on the CPU."""
 
+    def without_any(self) -> list[int]:
+        """The rows in which no token may come."""
+        return [int(row) for row, bits in zip(self.rows, self.bits.numpy(), strict=True) if not bits.any()]
+
+
+@dataclass(frozen=True)
+class MaskCounters:
+    """Of one filler, since it was made."""
+
+    masks: int = 0
+    fill_seconds: float = 0.0
+    """That its thread was at them."""
+    wait_seconds: float = 0.0
+    """That steps waited for them."""
+    given_up: int = 0
+    """Masks that took too long."""
+
 
 class MaskFiller:
-    """Fills masks for one engine. Raises nothing of its own but what filling raised, at `finish`."""
+    """Fills masks for one engine. What goes wrong with one row's grammar ends that row's; anything else is raised by
+    `finish`."""
 
-    def __init__(self, *, vocab_size: int, timeout_s: float = 20.0) -> None:
-        """A filling that takes `timeout_s` or more is given up."""
-        self._words = -(-vocab_size // _BITS)
+    def __init__(self, *, vocab_size: int, timeout_s: float = 2.0) -> None:
+        """A row whose mask takes `timeout_s` or more is given up."""
+        self._words = -(-vocab_size // MASK_BITS)
         self._timeout_s = timeout_s
         self._bits = torch.empty((0, self._words), dtype=torch.int32)
-        self._orders: queue.SimpleQueue[Sequence[MaskedRow] | None] = queue.SimpleQueue()
-        self._filled: queue.SimpleQueue[RowMasks | BaseException] = queue.SimpleQueue()
-        self._under_way = False
+        self._orders: _Orders = queue.SimpleQueue()
+        self._filling: Filling | None = None
         self._thread: threading.Thread | None = None
+        self.counters = MaskCounters()
+        """Replaced as a whole by the engine thread, so that others may read it at any time."""
 
     def begin(self, rows: Sequence[MaskedRow]) -> None:
         """Start filling. Waits for what is under way, which nobody wants any more."""
-        if self._under_way:  # of a batch that failed
-            self._wait()
-        if rows:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="grammar-masks", daemon=True)
-                self._thread.start()
-            self._orders.put(rows)
-            self._under_way = True
+        forgotten, self._filling = self._filling, None
+        if forgotten is not None:  # of a batch that failed
+            self._complete(forgotten)
+        if not rows:
+            return
+        if self._thread is None:
+            self._start_thread()
+        if len(self._bits) < len(rows):
+            self._bits = torch.empty((2 * len(rows), self._words), dtype=torch.int32)
+        self._filling = Filling(rows, self._bits[: len(rows)])
+        self._orders.put(self._filling)
 
     def finish(self) -> RowMasks | None:
         """The masks begun, or None where no row is constrained. They hold until the next `begin`."""
-        if not self._under_way:
+        filling, self._filling = self._filling, None
+        if filling is None:
             return None
-        filled = self._wait()
-        if isinstance(filled, BaseException):
-            raise filled
-        return filled
+        began = time.perf_counter()
+        filling = self._complete(filling)
+        counters = self.counters
+        self.counters = replace(
+            counters,
+            masks=counters.masks + len(filling.rows),
+            fill_seconds=counters.fill_seconds + filling.seconds,
+            wait_seconds=counters.wait_seconds + time.perf_counter() - began,
+        )
+        if filling.error is not None:
+            raise filling.error
+        return RowMasks(np.array([row.row for row in filling.rows], np.int64), filling.bits)
 
     def close(self) -> None:
         """End the thread."""
@@ -80,38 +105,40 @@ class MaskFiller:
             self._thread.join(self._timeout_s)
             self._thread = None
 
-    def _wait(self) -> RowMasks | BaseException:
-        try:
-            filled = self._filled.get(timeout=self._timeout_s)
-        except queue.Empty:
-            raise TimeoutError(f"masks were not filled within {self._timeout_s:g} s") from None
-        self._under_way = False
-        return filled
+    # ---- inside -------------------------------------------------------------------------------------------------
 
-    # ---- on the thread ----------------------------------------------------------------------------------------
+    def _complete(self, filling: Filling) -> Filling:
+        """The same, or what took its place, with every row filled or given up."""
+        while not filling.wait(self._timeout_s):
+            filling = self._without_slow_row(filling)
+        return filling
 
-    def _run(self) -> None:
-        while (rows := self._orders.get()) is not None:
-            try:
-                self._filled.put(self._fill(rows))
-            except BaseException as error:
-                self._filled.put(error)
+    def _without_slow_row(self, filling: Filling) -> Filling:
+        """Give up the row under way and have another thread fill those after it."""
+        slow = filling.abandon()
+        if slow is None:
+            raise TimeoutError(f"no mask was begun within {self._timeout_s:g} s")
+        filling.rows[slow].constraint.give_up(
+            f"finding what the grammar allows next took more than {self._timeout_s:g} s; make it less ambiguous"
+        )
+        # The abandoned thread may still write into its own.
+        self._bits = torch.empty_like(self._bits)
+        bits = self._bits[: len(filling.rows)]
+        bits[:slow] = filling.bits[:slow]
+        bits[slow] = -1
+        self._orders.put(None)  # the abandoned thread ends when it comes back
+        self._start_thread()
+        rest = Filling(filling.rows, bits, first=slow + 1)
+        self._orders.put(rest)
+        self.counters = replace(self.counters, given_up=self.counters.given_up + 1)
+        return rest
 
-    def _fill(self, rows: Sequence[MaskedRow]) -> RowMasks:
-        if len(self._bits) < len(rows):
-            self._bits = torch.empty((2 * len(rows), self._words), dtype=torch.int32)
-        bits = self._bits[: len(rows)]
-        for place, row in enumerate(rows):
-            row.constraint.fill(bits, place)
-            if row.avoided:
-                _clear(bits[place].numpy(), row.avoided)
-        return RowMasks(np.array([row.row for row in rows], np.int64), bits)
+    def _start_thread(self) -> None:
+        self._orders = queue.SimpleQueue()
+        self._thread = threading.Thread(target=_fill_all, args=(self._orders,), name="grammar-masks", daemon=True)
+        self._thread.start()
 
 
-def _clear(bits: npt.NDArray[np.int32], tokens: Sequence[int]) -> None:
-    """Take `tokens` out of a mask, unless that would leave none."""
-    without = bits.copy()
-    for token in tokens:
-        without[token // _BITS] &= ~np.int32(np.uint32(1 << token % _BITS).view(np.int32))
-    if without.any():
-        bits[:] = without
+def _fill_all(orders: _Orders) -> None:
+    while (filling := orders.get()) is not None:
+        filling.run()

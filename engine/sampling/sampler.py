@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +29,13 @@ _LOG = logging.getLogger(__name__)
 
 
 class LogitsError(RuntimeError):
-    """The model gave a row without any finite logit, so no token can be chosen from it."""
+    """The model gave a row without any finite logit, or its mask left none, so no token can be chosen from it."""
 
-    def __init__(self, rows: list[int]) -> None:
+    def __init__(self, rows: list[int], masked: Collection[int] = ()) -> None:
+        """`masked` are those of `rows` whose masks leave no token at all."""
         super().__init__(f"no finite logit in row {', '.join(map(str, rows))} of the batch")
         self.rows = rows
+        self.masked = frozenset(masked)
 
 
 class Sampler:
@@ -68,7 +70,10 @@ class Sampler:
             chosen = self._chooser.choose(logits, _choice_of(rows, logits.shape[1]))
         tokens: list[int] = chosen.tolist()
         if min(tokens) < 0:
-            raise LogitsError([index for index, token in enumerate(tokens) if token < 0])
+            raise LogitsError(
+                [index for index, token in enumerate(tokens) if token < 0],
+                masked=[] if masks is None else masks.without_any(),
+            )
         sampled = [Sampled(token) for token in tokens]
         if asking:
             described = self._with_logprobs(raw, [tokens[index] for index in asking], [rows[i].params for i in asking])

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from router.api.chat_tools import FunctionTool, ToolPlan
-from router.api.grammar import enforced
+from router.api.grammar_reader import GrammarReader
 from text.tools.families import CallForm
 
 Format = dict[str, Any]
@@ -30,7 +30,8 @@ ANY_OBJECT = json_format({"type": "object"})
 class CallFormats:
     """The formats of one plan's calls; `specials` are the ids of marks that are special tokens."""
 
-    def __init__(self, plan: ToolPlan, form: CallForm, specials: Mapping[str, int]) -> None:
+    def __init__(self, plan: ToolPlan, form: CallForm, specials: Mapping[str, int], reader: GrammarReader) -> None:
+        self._reader = reader
         self._plan = plan
         self._form = form
         self._specials = specials
@@ -72,7 +73,7 @@ class CallFormats:
         arguments = ANY_OBJECT
         if strict:
             field = f"tools[{self._plan.given.index(tool)}].function.parameters"
-            arguments = json_format(enforced(tool.schema_, field=field, strict=bool(tool.strict)))
+            arguments = json_format(self._reader.enforced(tool.schema_, field, strict=bool(tool.strict)))
         form = self._form
         return tag(form.before + tool.name + form.between, arguments, form.after, self._specials)
 

@@ -123,7 +123,8 @@ def _work(request: ChatRequest, plan: ToolPlan, prompt: ChatPrompt, ids: list[in
         field = "tool_choice" if plan.required else "tools"
         raise invalid(field, "this server reads no tool calls (router.tool_parser is none), so it cannot promise any")
     marks = chat.special_marks(model.tokenizer, tools=bool(plan.callable))
-    grammar = chat_grammar(work.jobs[0].sampling.grammar, plan, chat.family, prompt.thinking, marks)
+    asked = work.jobs[0].sampling.grammar
+    grammar = chat_grammar(asked, plan, chat.family, prompt.thinking, marks, model.grammars)
     shown = tuple(marks.values())
 
     def completed(job: Job) -> Job:

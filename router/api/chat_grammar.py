@@ -12,10 +12,10 @@ from protocol.sampling import Grammar
 from router.api.call_formats import ANY_OBJECT, CallFormats, Format, json_format, tag
 from router.api.chat_tools import ToolPlan
 from router.api.fields import invalid
+from router.api.grammar_reader import GrammarReader, written
 from text.reasoning import CLOSE, OPEN, Thinking
 from text.tools.families import ToolFamily
 
-_MAX_BYTES = 256 << 10
 _ANY_TEXT: Format = {"type": "any_text"}
 _NEWLINES: Format = {"type": "regex", "pattern": "\\n{0,2}"}
 
@@ -26,11 +26,12 @@ def chat_grammar(
     family: ToolFamily | None,
     thinking: Thinking | None,
     specials: Mapping[str, int],
+    reader: GrammarReader,
 ) -> Grammar | None:
     """The grammar of the whole output. `wanted` is what the request asks of the answer, `thinking` how the output
     begins where the model reasons, `specials` are the marks that are special tokens. Raises `ApiError` (400) for what
     cannot be combined."""
-    calls = CallFormats(plan, family.form, specials) if family is not None and plan.callable else None
+    calls = CallFormats(plan, family.form, specials, reader) if family is not None and plan.callable else None
     if calls is not None and plan.required:
         format_, field = calls.only(), "tools"
     elif calls is not None and wanted is not None:
@@ -43,12 +44,7 @@ def chat_grammar(
     else:
         format_, field = _answer(wanted), wanted.field
     structure = {"type": "structural_tag", "format": _after_thinking(format_, thinking, specials)}
-    text = json.dumps(structure, ensure_ascii=False, separators=(",", ":"))
-    if (size := len(text.encode())) > _MAX_BYTES:
-        raise invalid(
-            field, f"its grammar has {size} bytes, more than the {_MAX_BYTES} that are allowed; make it smaller"
-        )
-    return Grammar(kind="structural_tag", text=text, field=field)
+    return reader.bounded("structural_tag", written(structure), field)
 
 
 def _answer(wanted: Grammar) -> Format:

@@ -141,5 +141,6 @@ def _sampling(
         seed=model.stamp.seed if fields.sampling_seed is None else fields.sampling_seed,
         logprobs=None if described is None else described.top,
         vocab_size=model.tokenizer.vocab_size,
+        reader=model.grammars,
     )
     return sampling if described is None else msgspec.structs.replace(sampling, logprob_tokens=tuple(described.tokens))

@@ -13,7 +13,7 @@ from protocol.rooms import Job
 from protocol.sampling import Grammar, SamplingParams
 from protocol.scoring import Scoring
 from router.api.fields import ApiModel, Whole, invalid
-from router.api.grammar import response_format_grammars
+from router.api.grammar_reader import GrammarReader
 from router.api.prompts import ModelText
 from router.api.response import DONE, encode, event, usage
 from router.api.sampling import SamplingFields
@@ -70,8 +70,8 @@ class OpenAIFields(SamplingFields):
             raise ValueError("no token would be left; give 1 or more, or -1 for what the context leaves")
         return value
 
-    def grammars(self) -> list[Grammar]:
-        return [*response_format_grammars(self.response_format), *super().grammars()]
+    def grammars(self, reader: GrammarReader) -> list[Grammar]:
+        return [*reader.response_format(self.response_format), *super().grammars(reader)]
 
     def make_work(
         self,
@@ -99,6 +99,7 @@ class OpenAIFields(SamplingFields):
                 seed=seed,
                 logprobs=logprobs,
                 vocab_size=model.tokenizer.vocab_size,
+                reader=model.grammars,
             )
             for limit in limits
         ]

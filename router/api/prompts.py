@@ -11,6 +11,7 @@ from pydantic import WithJsonSchema
 
 from router.api.chat_model import ChatModel
 from router.api.fields import invalid, shown
+from router.api.grammar_reader import GrammarReader
 from router.config import RouterConfig
 from router.errors import ApiError
 from router.stamp import Stamp
@@ -32,6 +33,11 @@ class ModelText:
     """Of the model and its configuration, for clients that compare answers."""
     stamp: Stamp
     """Of the request that is parsed; the router's own outside of one."""
+
+    @property
+    def grammars(self) -> GrammarReader:
+        """How the grammars of requests are read."""
+        return GrammarReader.of(self.config)
 
     def check_name(self, model: str | None) -> None:
         """Raises `ApiError` (404) for another model than the one served."""

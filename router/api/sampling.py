@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from protocol.sampling import SamplingParams
 from router.api.fields import Whole, invalid, shown
 from router.api.grammar import GrammarFields
+from router.api.grammar_reader import GrammarReader
 
 _MAX_STOPS = 32
 _MAX_STOP_CHARACTERS = 1024
@@ -74,6 +75,7 @@ class SamplingFields(GrammarFields):
         seed: int,
         logprobs: int | None,
         vocab_size: int,
+        reader: GrammarReader,
     ) -> SamplingParams:
         """The engine's parameters; raises `ApiError` (400) for token ids the model does not have.
 
@@ -105,5 +107,5 @@ class SamplingFields(GrammarFields):
             skip_special_tokens=self.skip_special_tokens,
             include_stop=self.include_stop_str_in_output or self.no_stop_trim,
             logprobs=logprobs,
-            grammar=self.grammar(),
+            grammar=self.grammar(reader),
         )

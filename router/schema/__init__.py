@@ -5,7 +5,8 @@ schema is brought into a form of which that is not so, and that allows nothing t
 such form, the keyword at fault is named.
 """
 
+from router.schema.budget import MOST_PARTS
 from router.schema.enforce import enforceable
 from router.schema.errors import SchemaError
 
-__all__ = ["SchemaError", "enforceable"]
+__all__ = ["MOST_PARTS", "SchemaError", "enforceable"]

@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from router.schema.budget import Budget
+from router.schema.arrays import enforceable_array
+from router.schema.budget import MOST_PARTS, Budget
 from router.schema.errors import SchemaError, UnsatisfiableError
 from router.schema.exclusive import are_exclusive
 from router.schema.merge import merged
 from router.schema.numbers import enforceable_number
+from router.schema.objects import Part, enforceable_object
 from router.schema.older import of_today
-from router.schema.patterns import can_be_tried, is_found
 from router.schema.references import References
 from router.schema.strings import enforceable_string
 from router.schema.values import listed
@@ -41,13 +42,13 @@ _TO_MERGE = 8
 _ANY_TYPE = ("object", "array", "string", "number")
 
 
-def enforceable(schema: Any, *, strict: bool) -> Schema:
-    """The schema for the grammar compiler; raises `SchemaError` for what cannot be enforced.
+def enforceable(schema: Any, *, strict: bool, max_parts: int = MOST_PARTS) -> Schema:
+    """The schema for the grammar compiler; raises `SchemaError` for what cannot be enforced, or has too many parts.
 
     Where it is not `strict`, keywords that no grammar can enforce are left out instead.
     """
     try:
-        return _Pass(schema, strict=strict).result()
+        return _Pass(schema, strict=strict, budget=Budget(max_parts)).result()
     except (TypeError, ValueError, AttributeError, KeyError, re.error) as error:
         if isinstance(error, SchemaError):
             raise
@@ -61,11 +62,11 @@ def enforceable(schema: Any, *, strict: bool) -> Schema:
 class _Pass:
     """One walk over one schema."""
 
-    def __init__(self, root: Any, *, strict: bool) -> None:
+    def __init__(self, root: Any, *, strict: bool, budget: Budget) -> None:
         self._root = root
         self._strict = strict
         self._references = References(root)
-        self._budget = Budget()
+        self._budget = budget
         self._names: dict[str, str] = {}
         """Name under `$defs` of each reference met."""
         self._definitions: dict[str, Any] = {}
@@ -218,13 +219,24 @@ class _Pass:
                         raise
                     return enforceable_number(name, without(schema, "multipleOf"), where)
             case "array":
-                return self._array({key: schema[key] for key in ARRAY if key in schema}, where, depth)
+                return enforceable_array(
+                    {key: schema[key] for key in ARRAY if key in schema}, where, self._below(depth)
+                )
             case "object":
-                return self._object({key: schema[key] for key in OBJECT if key in schema}, where, depth)
+                return enforceable_object(
+                    {key: schema[key] for key in OBJECT if key in schema},
+                    where,
+                    self._below(depth),
+                    strict=self._strict,
+                    budget=self._budget,
+                )
             case "boolean" | "null":
                 return {"type": name}
             case _:
                 raise SchemaError(where, f"type {name!r} is none of JSON's; those are {', '.join(OF_TYPE)}")
+
+    def _below(self, depth: int) -> Part:
+        return lambda schema, where: self._part(schema, where, depth + 1)
 
     def _string(self, schema: Schema, where: str) -> Schema:
         try:
@@ -235,78 +247,3 @@ class _Pass:
             if self._strict:
                 raise
             return enforceable_string(without(schema, "pattern"), where)
-
-    def _array(self, schema: Schema, where: str, depth: int) -> Schema:
-        made: Schema = {"type": "array"}
-        first = [
-            self._part(item, f"{where}/prefixItems/{index}", depth + 1)
-            for index, item in enumerate(schema.get("prefixItems", []))
-        ]
-        if first:
-            made["prefixItems"] = first
-        default = not first or schema.get("minItems", 0) > len(first)
-        made["items"] = self._part(
-            schema.get("items", schema.get("unevaluatedItems", default)), f"{where}/items", depth + 1
-        )
-        made |= {key: schema[key] for key in ("minItems", "maxItems") if key in schema}
-        if made.get("minItems", 0) > made.get("maxItems", made.get("minItems", 0)):
-            raise UnsatisfiableError(where, "minItems is more than maxItems")
-        return made
-
-    def _object(self, schema: Schema, where: str, depth: int) -> Schema:
-        made: Schema = {"type": "object"}
-        others = schema.get("additionalProperties", schema.get("unevaluatedProperties"))
-        required = list(dict.fromkeys(schema.get("required", [])))
-        named = dict(schema.get("properties", {}))
-        patterns = {
-            pattern: self._part(part, f"{where}/patternProperties/{pattern}", depth + 1)
-            for pattern, part in self._patterns(schema, where).items()
-        }
-        for name in required:
-            self._budget.spend(where, parts=len(patterns))
-            if name not in named and any(is_found(pattern, name) for pattern in patterns):
-                raise SchemaError(where, f"required {name!r} is only in patternProperties; name it in properties")
-            named.setdefault(name, True if others is None else others)
-        properties = {}
-        for name, part in named.items():
-            self._budget.spend(where, parts=len(patterns), characters=len(name))
-            if any(is_found(pattern, name) for pattern in patterns):
-                raise SchemaError(where, f"property {name!r} matches patternProperties too, which cannot be enforced")
-            whole = self._part(part, f"{where}/properties/{name}", depth + 1)
-            if whole is not False:
-                properties[name] = whole
-            elif name in required:
-                raise UnsatisfiableError(where, f"required {name!r} is allowed no value")
-        if properties or "properties" in schema:
-            made["properties"] = properties
-        if required:
-            made["required"] = required
-        if patterns:
-            made["patternProperties"] = patterns
-        if others is not None:
-            made["additionalProperties"] = self._part(others, f"{where}/additionalProperties", depth + 1)
-        if "propertyNames" in schema:
-            made |= self._names_of(schema["propertyNames"], properties, where, depth)
-        return made | {key: schema[key] for key in ("minProperties", "maxProperties") if key in schema}
-
-    def _patterns(self, schema: Schema, where: str) -> Schema:
-        """`patternProperties`, if it can be told which of the properties named are among them."""
-        patterns: Schema = schema.get("patternProperties", {})
-        untried = next((pattern for pattern in patterns if not can_be_tried(pattern)), None)
-        if untried is None or not (schema.get("properties") or schema.get("required")):
-            return patterns
-        if self._strict:
-            raise SchemaError(
-                where,
-                f"patternProperties {untried!r} cannot be enforced beside properties or required; leave it out, "
-                "or make it a plain beginning, such as ^x-",
-            )
-        return {}
-
-    def _names_of(self, rule: Any, properties: Schema, where: str, depth: int) -> Schema:
-        part = self._part({"type": "string"} if rule is True else rule, f"{where}/propertyNames", depth + 1)
-        if properties:
-            if self._strict:
-                raise SchemaError(where, "propertyNames cannot be enforced beside properties; leave it out")
-            return {}
-        return {"propertyNames": part}

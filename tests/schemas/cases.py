@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 
 from protocol.sampling import Grammar
-from router.api.grammar import schema_grammar
+from router.api.grammar_reader import GrammarReader
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def schema_case(name: str, schema: dict[str, Any]) -> Case:
     validator = jsonschema.validators.validator_for(schema)(schema)
     return Case(
         name=name,
-        grammar=schema_grammar(schema, field="json_schema"),
+        grammar=GrammarReader().schema(schema, "json_schema"),
         prompt=f"A short example of {schema.get('title', name)} as compact JSON:\n",
         check=lambda text: validator.validate(json.loads(text)),
     )

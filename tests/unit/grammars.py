@@ -29,14 +29,26 @@ def regex(pattern: str) -> Grammar:
 
 
 def constrained(
-    key: object, grammar: Grammar, *, prompt: Sequence[int] = (5, 6, 7), logged: Sequence[int] = (), **more: object
+    key: object,
+    grammar: Grammar,
+    *,
+    prompt: Sequence[int] = (5, 6, 7),
+    logged: Sequence[int] = (),
+    choice: int = 0,
+    **more: object,
 ) -> Request:
     """A request whose output `grammar` constrains; `more` are sampling parameters, `retain` apart."""
     retain = bool(more.pop("retain", False))
     sampling = SamplingParams(grammar=grammar, **{"seed": 1, "max_tokens": 60, **more})  # type: ignore[arg-type]
     constraint = Constraint(COMPILER.compile(grammar), logged)
     return Request(
-        key=str(key), prompt=list(prompt), sampling=sampling, logged=logged, retain=retain, constraint=constraint
+        key=str(key),
+        prompt=list(prompt),
+        sampling=sampling,
+        logged=logged,
+        choice=choice,
+        retain=retain,
+        constraint=constraint,
     )
 
 

@@ -14,6 +14,7 @@ from engine.grammar.constraint import Constraint, GrammarMismatch
 from protocol.sampling import Grammar
 from router.api.chat_grammar import chat_grammar
 from router.api.chat_tools import FunctionTool, ToolPlan
+from router.api.grammar_reader import GrammarReader
 from router.errors import ApiError
 from text.message_events import CallArguments, CallStart
 from text.reasoning import Thinking
@@ -73,7 +74,7 @@ class Walk:
         compiler, self._tokenizer = model
         named = {self._tokenizer.token_text(token): token for token in self._tokenizer.special_ids}
         self.specials = {name: token for name, token in named.items() if name in SPECIAL}
-        grammar = chat_grammar(wanted, plan, family, thinking, self.specials)
+        grammar = chat_grammar(wanted, plan, family, thinking, self.specials, GrammarReader())
         assert grammar is not None
         self._compiled = compiler.compile(grammar)
 
@@ -203,10 +204,10 @@ def test_white_space_has_an_end() -> None:
 
 
 def test_no_grammar_where_nothing_is_promised() -> None:
-    assert chat_grammar(None, ToolPlan((FIND,), (FIND,)), HERMES, Thinking.FREE, {}) is None
-    assert chat_grammar(None, ToolPlan(), HERMES, None, {}) is None
+    assert chat_grammar(None, ToolPlan((FIND,), (FIND,)), HERMES, Thinking.FREE, {}, GrammarReader()) is None
+    assert chat_grammar(None, ToolPlan(), HERMES, None, {}, GrammarReader()) is None
     wanted = Grammar(kind="regex", text="a", field="regex")
-    assert chat_grammar(wanted, ToolPlan(), HERMES, Thinking.CLOSED, {}) is wanted
+    assert chat_grammar(wanted, ToolPlan(), HERMES, Thinking.CLOSED, {}, GrammarReader()) is wanted
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def test_no_grammar_where_nothing_is_promised() -> None:
 )
 def test_what_cannot_be_promised_is_refused(wanted: Grammar | None, plan: Any, param: str) -> None:
     with pytest.raises(ApiError) as caught:
-        chat_grammar(wanted, ToolPlan(plan, plan), HERMES, None, {})
+        chat_grammar(wanted, ToolPlan(plan, plan), HERMES, None, {}, GrammarReader())
     assert (caught.value.status, caught.value.param) == (400, param)
 
 

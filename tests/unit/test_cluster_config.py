@@ -161,6 +161,14 @@ def test_cuda_ipc_is_refused_where_models_run_on_the_cpu() -> None:
     ClusterConfig(model={"device": "cuda"}, transfer={"transport": "cuda"})
 
 
+def test_a_step_that_waits_for_one_mask_is_no_hang() -> None:
+    args = {"grammars": {"mask_timeout_s": 10}, "decode": {"hang_timeout_s": 10}}
+    with pytest.raises(ValidationError, match=r"mask_timeout_s is 10 and decode\.hang_timeout_s 10.*make it less"):
+        ClusterConfig.model_validate(args)
+    with pytest.raises(ValidationError, match="compile_timeout_s"):
+        ClusterConfig.model_validate({"grammars": {"compile_timeout_s": 9.5}})
+
+
 @pytest.mark.parametrize("transport", ["shm", "gloo", "mooncake"])
 def test_a_wire_type_that_would_have_no_effect_is_refused(transport: str) -> None:
     with pytest.raises(ValueError, match=f"transport '{transport}' moves KV as it is stored; set transport to auto or"):

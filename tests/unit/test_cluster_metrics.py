@@ -6,7 +6,12 @@ from typing import Any
 
 from cluster.metrics_export import Reading, readings_of
 from cluster.replica_readings import ReplicaReadings
+from cluster.worker_state import grammar_state
+from engine.grammar.cache import GrammarCache, Wish
+from engine.grammar.constraint import Constraint
+from engine.grammar.masks import MaskedRow, MaskFiller
 from router.metrics import Counter, Gauge, Histogram
+from tests.unit.grammars import COMPILER, VOCAB, regex
 
 
 class Reporter:
@@ -66,6 +71,30 @@ def test_a_replica_reports_load_rooms_counters_and_stages() -> None:
     readings = list(replica.collect())
     assert find(readings, "replica_rooms", half="decode", state="running").value == 0.0, "not stuck at its last value"
     assert find(readings, "replica_stage_seconds_count", stage="transfer").value == 2, "observations add up"
+
+
+def test_what_grammars_cost_is_told_by_names_that_a_dashboard_can_keep() -> None:
+    cache = GrammarCache(COMPILER)
+    masks = MaskFiller(vocab_size=VOCAB)
+    known = cache.request(regex("[0-9]+"), (), lambda outcome: None)
+    cache.close(timeout_s=60.0)
+    assert isinstance(known, Wish)
+    constraint = cache.request(regex("[0-9]+"), (), lambda outcome: None)
+    assert isinstance(constraint, Constraint)
+    masks.begin([MaskedRow(0, constraint)])
+    masks.finish()
+    masks.close()
+    readings = list(ReplicaReadings(Reporter({"grammars": grammar_state(cache, masks)}, [])).collect())
+    for name in ("compiles", "hits", "masks"):
+        reading = find(readings, f"replica_grammar_{name}")
+        assert (reading.value, reading.grows) == (1.0, True)
+    assert find(readings, "replica_grammar_compile_seconds").value > 0
+    assert find(readings, "replica_grammar_mask_seconds").value > 0
+    assert find(readings, "replica_grammar_refused").value == 0
+    held = find(readings, "replica_grammar_bytes")
+    assert held.value > 0
+    assert not held.grows
+    assert find(readings, "replica_grammar_waiting").value == 0
 
 
 def test_transfers_are_told_by_transport_for_ever_and_by_peer_while_it_is_there() -> None:

@@ -11,6 +11,7 @@ import torch
 from engine.engine import Engine
 from engine.grammar.constraint import Constraint, GrammarMismatch
 from engine.grammar.masks import MaskedRow, MaskFiller
+from engine.outputs import TokenOutput
 from engine.request import Request, RequestStatus
 from engine.sampling import Sampler
 from engine.sampling.choose import TorchChooser
@@ -128,9 +129,10 @@ def test_tokens_that_cannot_be_are_refused_loudly(masks: MaskFiller) -> None:
     engine.add(constrained("r", digits, temperature=0.0))
     output = step(engine)
     assert not output.tokens
-    ((request, why),) = output.failed
-    assert request.status is RequestStatus.FINISHED
-    assert "does not allow the token 40" in why
+    (failed,) = output.failed
+    assert failed.request.status is RequestStatus.FINISHED
+    assert "does not allow the token 40" in failed.why
+    assert failed.by_grammar
     assert_idle(engine)
 
 
@@ -155,6 +157,47 @@ def test_the_end_of_a_grammar_goes_before_min_tokens_and_ignore_eos(masks: MaskF
     seven = TOKENIZER.encode("7")[0]
     tokens, finish = alone(masks, regex("77[0-9]*"), stop_token_ids=(seven,), min_tokens=9)
     assert (tokens, finish) == ([seven], FinishReason.STOP_TOKEN)
+
+
+HEX = regex("[0-9a-f]{2,40}(-[a-f]+)?")
+ALL_AT_ONCE = {"stop": ("5", "c", "ee"), "logprobs": 3, "min_tokens": 9, "seed": 5, "max_tokens": 30}
+
+
+def described(outputs: list[TokenOutput]) -> list[tuple[int, object, object, object]]:
+    return [(one.token, round(one.logprob or 0.0, 5), one.finish, one.matched) for one in outputs]
+
+
+def test_choices_stops_logprobs_and_min_tokens_together_after_preemption_and_resume(masks: MaskFiller) -> None:
+    choices = range(6)
+    whole: dict[str, list[TokenOutput]] = {}
+    for choice in choices:
+        engine = engine_with(masks)
+        engine.add(constrained(choice, HEX, choice=choice, **ALL_AT_ONCE))
+        whole |= {str(key): outputs for key, outputs in run(engine).items()}
+    texts = [text_of(tokens_of(outputs)) for outputs in whole.values()]
+    assert len(set(texts)) == len(texts), "choices differ"
+    assert {outputs[-1].finish for outputs in whole.values()} >= {FinishReason.STOP_STRING}
+    for outputs, text in zip(whole.values(), texts, strict=True):
+        assert len(outputs) >= 9
+        assert all(one.top is not None and len(one.top) == 3 for one in outputs)
+        assert re.match("[0-9a-f]*(-[a-f]*)?$", text), text
+
+    crowded = engine_with(masks, pages=9)
+    for choice in choices:
+        crowded.add(constrained(choice, HEX, choice=choice, **ALL_AT_ONCE))
+    outputs = run(crowded)
+    assert crowded.counters.preemptions > 0
+    assert {str(key): described(each) for key, each in outputs.items()} == {
+        key: described(each) for key, each in whole.items()
+    }
+
+    for cut in (1, 5, 8):
+        resumed = engine_with(masks)
+        for choice in choices:
+            logged = tokens_of(whole[str(choice)])[:cut]
+            resumed.add(constrained(choice, HEX, choice=choice, logged=logged, **ALL_AT_ONCE))
+        for key, each in run(resumed).items():
+            assert described(each) == described(whole[str(key)][cut:])
 
 
 def test_out_of_tokens_is_length(masks: MaskFiller) -> None:
@@ -195,7 +238,7 @@ def test_masks_survive_a_batch_that_fails(masks: MaskFiller) -> None:
     model.fail_at = {2}
     engine.add(constrained("lost", regex("[0-9]{9}")))
     assert not step(engine).failed
-    assert [why for _, why in step(engine).failed]
+    assert [failed.by_grammar for failed in step(engine).failed] == [False]
     engine.add(constrained("next", regex("[a-c]{5}")))
     assert re.fullmatch("[a-c]{5}", text_of(tokens_of(run(engine)["next"])))
 
@@ -218,7 +261,7 @@ def ends(engine: Engine) -> dict[str, object]:
     ended: dict[str, object] = {}
     while engine.has_work():
         output = step(engine)
-        ended |= {str(request.key): why for request, why in output.failed}
+        ended |= {str(failed.request.key): failed.why for failed in output.failed if failed.by_grammar}
         ended |= {str(token.request.key): token.finish for token in output.tokens if token.finish is not None}
     assert_idle(engine)
     return ended

@@ -207,11 +207,11 @@ def test_a_failing_forward_ends_only_the_requests_of_its_batch() -> None:
     step(engine)
     model.fail_at = {model.passes + 1}
     output = step(engine)
-    assert {(each.key, each.status) for each, _ in output.failed} == {
+    assert {(each.request.key, each.request.status) for each in output.failed} == {
         ("a", RequestStatus.FINISHED),
         ("b", RequestStatus.FINISHED),
     }
-    assert all("told to fail" in why for _, why in output.failed)
+    assert all("told to fail" in each.why and not each.by_grammar for each in output.failed)
     assert tokens_of(run(engine)["c"]) == toy_generate(_prompt(9, ord("c")), 6)
     engine.add(request("a", _prompt(9, ord("a")), 6))
     assert tokens_of(run(engine)["a"]) == toy_generate(_prompt(9, ord("a")), 6), "no half-written page was kept"

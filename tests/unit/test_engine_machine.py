@@ -157,7 +157,7 @@ class EngineMachine(RuleBasedStateMachine):
         for made, computed in output.progress:
             assert made.retain
             assert computed == made.num_computed or made.status is RequestStatus.FINISHED
-        for made, _ in output.failed:
+        for made in [each.request for each in output.failed]:
             assert self.model.passes in self.model.fail_at
             del self.live[made.key]
         for token in output.tokens:

@@ -138,7 +138,7 @@ def test_a_token_without_text_fails_its_request_alone() -> None:
     engine.add(Request(key="bad", prompt=[1, 2], sampling=SamplingParams(temperature=0.0, stop=("x",))))
     engine.add(Request(key="good", prompt=[3, 4], sampling=SamplingParams(temperature=0.0, max_tokens=4)))
     output = step(engine)
-    assert [(each.key, "no such token" in why) for each, why in output.failed] == [("bad", True)]
+    assert [(each.request.key, "no such token" in each.why) for each in output.failed] == [("bad", True)]
     assert len(run(engine)["good"]) == 3
     assert_idle(engine)
 
@@ -165,7 +165,7 @@ def test_logits_that_are_not_finite_fail_their_request_alone() -> None:
     engine.add(Request(key="good", prompt=[3, 4], sampling=greedy))
     engine.add(Request(key="bad", prompt=[1, 2, 3, 4, 5, 13], sampling=greedy))
     output = step(engine)
-    assert [each.key for each, _ in output.failed] == ["bad"]
+    assert [each.request.key for each in output.failed] == ["bad"]
     assert engine.num_prefix_tokens([1, 2, 3, 4, 5, 13]) == 0, "what such a request computed is not kept"
     alone, _ = toy_engine(sampler=Sampler())
     alone.add(Request(key="good", prompt=[3, 4], sampling=greedy))

@@ -173,7 +173,7 @@ def test_a_prompt_without_finite_logits_fails_alone() -> None:
     engine.add(Request(key="good", prompt=[1, 2, 3], sampling=greedy(1), scoring=Scoring(1)))
     engine.add(Request(key="bad", prompt=[1, 13, 3], sampling=greedy(1), scoring=Scoring(1)))
     output = step(engine)
-    assert [(request.key, why) for request, why in output.failed] == [
+    assert [(each.request.key, each.why) for each in output.failed] == [
         ("bad", "the model gave no finite logits within the prompt of this request")
     ]
     assert not output.scores

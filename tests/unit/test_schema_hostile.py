@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from router.api.grammar import GrammarFields, schema_grammar
+from router.api.grammar import GrammarFields
+from router.api.grammar_reader import GrammarReader
 from router.errors import ApiError
 from router.schema import SchemaError, enforceable
 
@@ -162,12 +163,23 @@ def deep_tag(levels: int) -> dict[str, Any]:
 )
 def test_a_request_with_it_is_refused_by_its_field(field: str, value: Any) -> None:
     with pytest.raises(ApiError) as caught:
-        GrammarFields.model_construct(**{field: value}).grammar()
+        GrammarFields.model_construct(**{field: value}).grammar(GrammarReader())
     assert (caught.value.status, caught.value.param) == (400, field)
 
 
 def test_a_schema_of_its_own_size_is_not_too_large() -> None:
     schema = {"type": "object", "properties": {f"p{number}": {"type": "integer"} for number in range(5_000)}}
-    assert len(json.loads(schema_grammar(schema, field="json_schema").text)["properties"]) == 5_000
+    assert len(json.loads(GrammarReader().schema(schema, "json_schema").text)["properties"]) == 5_000
     values = {"enum": [f"value {number}" for number in range(10_000)]}
-    assert json.loads(schema_grammar(values, field="json_schema").text) == values
+    assert json.loads(GrammarReader().schema(values, "json_schema").text) == values
+
+
+def test_limits_are_the_routers_own() -> None:
+    small = GrammarReader(max_bytes=100, max_parts=3)
+    with pytest.raises(ApiError, match="regex: it has 101 bytes, more than the 100"):
+        small.text("regex", "a" * 101, "regex")
+    assert small.text("regex", "a" * 100, "regex").text == "a" * 100
+    schema = {"anyOf": [{"type": "null"}, {"type": "string"}, {"type": "integer"}]}
+    with pytest.raises(ApiError, match=r"too large once its references are put in \(3 parts"):
+        small.schema(schema, "json_schema")
+    assert small.schema({"anyOf": schema["anyOf"][:2]}, "json_schema").text

@@ -1,0 +1,101 @@
+"""The masks of one batch while they are being made.
+
+A `Filling` is made by the engine thread and filled by one filling thread, row by row. The engine thread may abandon it
+at any time: the filling thread then begins no further row, and what the engine reads of it was written before.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from engine.grammar.constraint import Constraint
+
+MASK_BITS = 32
+"""Tokens in a word of a mask."""
+_LOOKS = 2
+"""Waits that a row must outlast to be too slow: the time in which the whole process was stopped can spoil one."""
+
+
+@dataclass(frozen=True)
+class MaskedRow:
+    """One constrained row of a batch."""
+
+    row: int
+    """Its row of logits."""
+    constraint: Constraint
+    avoided: Sequence[int] = ()
+    """Tokens that may not come unless nothing else can: stop tokens before their time."""
+
+
+class Filling:
+    """Masks of `rows`, from place `first` on, into `bits` int32 `[rows, words]`."""
+
+    def __init__(self, rows: Sequence[MaskedRow], bits: torch.Tensor, *, first: int = 0) -> None:
+        self.rows = rows
+        self.bits = bits
+        self.finished = threading.Event()
+        self.error: BaseException | None = None
+        """What went wrong that is no row's grammar; set before `finished`."""
+        self.seconds = 0.0
+        """What it took; set before `finished`."""
+        self._lock = threading.Lock()
+        self._first = self._next = first
+        self._abandoned = False
+
+    def run(self) -> None:
+        """On the filling thread: fill all rows, unless abandoned."""
+        began = time.perf_counter()
+        words = self.bits.numpy()
+        try:
+            while (place := self._begin_row()) is not None:
+                row = self.rows[place]
+                row.constraint.fill(self.bits, place)
+                if row.avoided:
+                    _take_out(words[place], row.avoided)
+        except BaseException as error:
+            self.error = error
+        self.seconds = time.perf_counter() - began
+        self.finished.set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it is finished, once it is or the same row has been under way for `timeout_s`."""
+        looks, seen = 0, -1
+        while not self.finished.is_set():
+            with self._lock:
+                looks, seen = (looks + 1 if self._next == seen else 1), self._next
+            if looks > _LOOKS:
+                return False
+            self.finished.wait(timeout_s / _LOOKS)
+        return True
+
+    def abandon(self) -> int | None:
+        """Begin no further row; which is under way, if any was begun."""
+        with self._lock:
+            self._abandoned = True
+            return self._next - 1 if self._next > self._first else None
+
+    def _begin_row(self) -> int | None:
+        with self._lock:
+            if self._abandoned or self._next == len(self.rows):
+                return None
+            self._next += 1
+            return self._next - 1
+
+
+def _take_out(words: npt.NDArray[np.int32], tokens: Sequence[int]) -> None:
+    """Take `tokens` out of a mask, unless that would leave none."""
+    there = [token for token in tokens if words[token // MASK_BITS] >> (token % MASK_BITS) & 1]
+    if not there:
+        return
+    without = words.copy()
+    for token in there:
+        without[token // MASK_BITS] &= ~np.int32(np.uint32(1 << token % MASK_BITS).view(np.int32))
+    if without.any():
+        words[:] = without
