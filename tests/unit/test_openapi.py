@@ -171,6 +171,7 @@ CONVERSATION = {
     "continue_final_message",
     "chat_template",
     "chat_template_kwargs",
+    "documents",
     "reasoning_effort",
     "tools",
 }
@@ -178,6 +179,7 @@ ALLOWED_REFUSALS: dict[str, tuple[str, ...]] = {
     "chat_template": ("unsupported_parameter",),  # the configuration says who may bring one
     "continue_final_message": ("invalid_value",),  # of an assistant only
     "reasoning_effort": ("invalid_value",),  # where the model knows of none
+    "documents": ("invalid_value",),  # likewise
     "echo": ("invalid_value",),  # of a message that is continued only
 }
 
