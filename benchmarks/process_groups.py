@@ -4,7 +4,7 @@
 
 A process of its own plays the peer. Every round measures all ways one after the other, plain gloo among them, so that a
 busy machine slows all of them; shares are medians of the rounds' own shares. Plain gloo has both replicas in the group
-themselves, which is what `transfer/dist` avoids, and so it saves one copy of all bytes at the receiver.
+themselves, which is what `transfer/dist` avoids.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def groups(ready: PeerReady, sizes: list[int], *, rounds: int) -> Table:
     ticket, size = ready.ticket, ready.ticket.page_bytes
     columns = ["bytes", "plain gloo", "pages", "of plain", "verified", "of plain", "scattered", "of contiguous"]
     table = Table(title=f"bandwidth in GB/s, pages of {size >> 10} KB", columns=columns)
-    with SharedMemory(ticket.num_pages * size) as memory:
+    with SharedMemory(ticket.num_pages * size, shared_writable=True) as memory:
         store = TCPStore("127.0.0.1", ready.store_port, is_master=False, timeout=_TIMEOUT)
         plain = PlainGloo(memory, store, 1)
         fetcher = PageFetcher(

@@ -41,6 +41,7 @@ from protocol.handshake import LinkRole
 from protocol.membership import Member
 from text.tokenizer import Tokenizer
 from transfer.disk.spool import Spool
+from transfer.choice import is_written_by_helpers
 from transfer.doors import DoorParts, open_doors
 from transfer.fetcher import PageFetcher
 from transfer.int8_codec import Int8Codec
@@ -77,7 +78,8 @@ class ReplicaWorker:
         self._memory = SharedMemory(
             config.engine.num_pages * self._spec.page_bytes,
             prefault=False,
-            shared_writable=bool(config.transfer.ib_device),  # RDMA cannot register what is only to be read
+            shared_writable=bool(config.transfer.ib_device)  # RDMA cannot register what is only to be read
+            or is_written_by_helpers(config.transfer.transport),
         )
         self._prefault = Prefault(self._memory, delay_s=_PREFAULT_DELAY_S)
         tokenizer = Tokenizer.load(config.model_path)

@@ -74,12 +74,18 @@ def ways_of(name: TransportName, *, folder: Path | None = None, on_gpu: bool = F
     return ways[name]
 
 
+def is_written_by_helpers(name: TransportName) -> bool:
+    """Whether processes of ours write into a pool that is filled by `name`, which must then be `shared_writable`."""
+    return name in get_args(BackendName)
+
+
 def landing_in(
     memory: SharedMemory | DeviceMemory, *, page_bytes: int, faults: Faults | None
 ) -> Landing | DeviceLanding:
     """Where transports bring pages of ours to."""
     if isinstance(memory, SharedMemory):
-        return Landing(memory.view, page_bytes=page_bytes, faults=faults)
+        fd = memory.fd if memory.shared_writable else None
+        return Landing(memory.view, page_bytes=page_bytes, faults=faults, fd=fd)
     from transfer.cuda.landing import DeviceLanding
 
     return DeviceLanding(memory, page_bytes=page_bytes, faults=faults)

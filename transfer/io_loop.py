@@ -12,10 +12,10 @@ import itertools
 import logging
 import os
 import select
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,12 @@ READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 _LOOK_S = 0.25
 _COMPACT_TIMERS = 256
+
+
+class Watchable(Protocol):
+    """A socket, or what else has a descriptor."""
+
+    def fileno(self) -> int: ...
 
 
 class Timer:
@@ -95,7 +101,7 @@ class IoLoop:
 
     # ---- from the loop's thread ---------------------------------------------------------------------------
 
-    def watch(self, sock: socket.socket, events: int, callback: Callable[[], None]) -> None:
+    def watch(self, sock: Watchable, events: int, callback: Callable[[], None]) -> None:
         """Call `callback` whenever `sock` is ready for one of `events`, or broken. Replaces what was asked for
         before."""
         fd = sock.fileno()
@@ -106,7 +112,7 @@ class IoLoop:
             self._epoll.modify(fd, events)
         self._watched[fd] = (events, callback)
 
-    def forget(self, sock: socket.socket) -> None:
+    def forget(self, sock: Watchable) -> None:
         """Stop watching `sock`, if it was watched; to be called before it is closed."""
         if self._watched.pop(sock.fileno(), None) is not None:
             self._epoll.unregister(sock.fileno())

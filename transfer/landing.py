@@ -24,10 +24,12 @@ class CopyStopped(Exception):
 
 
 class Landing:
-    """The fetcher's own pool as its transports see it: `bytes` uint8 [pool bytes], `view` the same as a memoryview."""
+    """The fetcher's own pool as its transports see it: `bytes` uint8 [pool bytes], `view` the same as a memoryview, and
+    `fd` the memory's, if helper processes of ours may write into it, else None."""
 
-    def __init__(self, view: memoryview, *, page_bytes: int, faults: Faults | None) -> None:
+    def __init__(self, view: memoryview, *, page_bytes: int, faults: Faults | None, fd: int | None = None) -> None:
         self.view = view
+        self.fd = fd
         self.bytes: npt.NDArray[np.uint8] = np.frombuffer(view, dtype=np.uint8)
         self.page_bytes = page_bytes
         self._faults = faults

@@ -41,6 +41,7 @@ class SharedMemory:
         if nbytes <= 0:
             raise ValueError(f"shared memory of {nbytes} bytes: the size must be positive")
         self.nbytes = nbytes
+        self.shared_writable = shared_writable
         available = _available_bytes()
         if nbytes > available:
             raise _too_little(nbytes, f"{available / 2**20:,.0f} MiB are available")
@@ -102,12 +103,14 @@ class SharedMemory:
 
 
 class PeerMemory:
-    """A peer's `SharedMemory`, mapped read-only. Takes `fd` over and closes it in any case.
+    """Another process's `SharedMemory`, mapped read-only, or for writing where that was meant for it. Takes `fd` over
+    and closes it in any case.
 
-    Raises `ValueError` when the file is shorter than `nbytes`, or could still be resized by its owner.
+    Raises `ValueError` when the file is shorter than `nbytes`, could still be resized by its owner, or must not be
+    written.
     """
 
-    def __init__(self, fd: int, *, nbytes: int) -> None:
+    def __init__(self, fd: int, *, nbytes: int, writable: bool = False) -> None:
         try:
             size = os.fstat(fd).st_size
             if size < nbytes:
@@ -115,7 +118,7 @@ class PeerMemory:
             seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
             if seals & _NO_RESIZE != _NO_RESIZE:
                 raise ValueError(f"the peer's memory is not sealed against resizing (seals {seals:#x})")
-            self._mapping = mmap.mmap(fd, nbytes, prot=mmap.PROT_READ)
+            self._mapping = mmap.mmap(fd, nbytes, prot=mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
         except OSError as error:
             raise ValueError(f"the peer's memory cannot be mapped: {error}") from error
         finally:

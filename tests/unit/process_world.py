@@ -10,7 +10,8 @@ from typing import ClassVar
 from peer_processes import Nursery, PeerProcess
 from transfer_world import SLOTS, SOURCE_PAGES, World
 
-from transfer.choice import TransportName
+from transfer.choice import TransportName, is_written_by_helpers
+from transfer.memory import SharedMemory
 
 PAGE_BYTES: dict[TransportName, int] = {
     "shm": 1 << 20,
@@ -69,6 +70,11 @@ class ProcessWorld(World):
         self.fleet = fleet
         self.page_bytes = fleet.page_bytes
         super().__init__(fleet.peers, transport=fleet.transport, folder=fleet.folder, **options)
+
+    def make_memory(self, nbytes):
+        writable = is_written_by_helpers(self.fleet.transport)
+        memory = SharedMemory(nbytes, prefault=False, shared_writable=writable)
+        return memory, memory.view
 
     def fetch(self, slot, count, verified, seconds):
         super().fetch(slot, count, verified, seconds or 200)

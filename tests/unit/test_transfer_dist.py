@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,9 +30,11 @@ from transfer_pools import (
 )
 
 from protocol.handshake import RegionTicket
+from protocol.rooms import PeerAddress
 from transfer.checksum import page_checksums
 from transfer.dist.door import GroupDoor
 from transfer.faults import CopySite, Faults
+from transfer.jobs import FetchJob, FetchResult
 from transfer.memory import SharedMemory
 from transfer.transport import TransferTimings
 from transfer.wire import GREETING_BYTES, Want, decode_greeting, encode_hello
@@ -41,6 +44,8 @@ PAGES = 96
 """24 MB: three times what is under way at a time."""
 GROUP_WAIT_S = 120.0
 """For a group to be made again, on the busiest machine."""
+UNHURRIED = TransferTimings(handshake_s=1e6, patience_s=1e6)
+"""On a clock that is turned by hand."""
 
 
 class Switch:
@@ -69,9 +74,13 @@ class Pool:
         self.receiver.fetcher.attach(self.peer.address, self.peer.ticket)
         self.sums = page_checksums(memoryview(self.peer.content).cast("B"), PAGE, range(PAGES))
 
-    def fetch(self, source, target, **options):
+    def start(self, source, target, **options):
         checksums = [self.sums[page] for page in source]
-        return self.receiver.fetch(self.peer.address, source, target, checksums=checksums, **options)
+        self.receiver.start(self.peer.address, source, target, checksums=checksums, **options)
+
+    def fetch(self, source, target, **options):
+        self.start(source, target, **options)
+        return self.receiver.wait(options.get("key", "job"))
 
     def clear(self) -> None:
         self.receiver.memory.view[:] = bytes(PAGE * PAGES)
@@ -98,8 +107,8 @@ def helpers_of(pid: int) -> list[int]:
     """The processes that `pid` has started to take part in groups."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread or a child has just ended
+            for child in (task / "children").read_text().split():
                 if b"transfer.dist.runner" in Path(f"/proc/{child}/cmdline").read_bytes():
                     found.append(int(child))
     return found
@@ -120,6 +129,41 @@ def freeze(pid: int) -> None:
     """SIGSTOP, and wait until it has taken effect."""
     os.kill(pid, signal.SIGSTOP)
     until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+
+
+class Answers:
+    """What a fetch of half the pool is answered, each time with whether process `helper` was there at that moment. Its
+    first pieces are on their way when this has been made."""
+
+    def __init__(self, pool: Pool, helper: int) -> None:
+        self._pool = pool
+        self._helper = helper
+        self._given: list[tuple[str | None, bool]] = []
+        self._changed = threading.Condition()
+        pages = range(PAGES // 2)
+        job = FetchJob(key="watched", peer=pool.peer.address, source_pages=pages, target_pages=pages)
+        pool.receiver.fetcher.fetch(job, self._done)
+        self._go_round()
+
+    def expect_none_after_cancel(self) -> None:
+        self._pool.receiver.fetcher.cancel("watched")
+        self._go_round()
+        assert self._given == []
+
+    def wait(self) -> list[tuple[str | None, bool]]:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._given, WAIT_S)
+            return self._given
+
+    def _go_round(self) -> None:
+        """The fetcher's thread has done what it was asked to do so far."""
+        stranger = PeerAddress("stranger", 99, "127.0.0.1", 1)
+        assert not self._pool.receiver.fetch(stranger, [1], [95]).ok
+
+    def _done(self, result: FetchResult) -> None:
+        with self._changed:
+            self._given.append((result.error, Path(f"/proc/{self._helper}").exists()))
+            self._changed.notify_all()
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -149,9 +193,9 @@ def test_pages_arrive_where_they_were_wanted_and_nowhere_else(pool, source, targ
 
 def test_copies_run_side_by_side_and_the_short_one_ends_first(pool):
     pool.switch.faults = gate = Gate(keys={"long"})
-    pool.receiver.start(pool.peer.address, list(range(90)), list(range(90)), key="long")
+    pool.start(list(range(90)), list(range(90)), key="long")
     assert gate.reached.wait(WAIT_S)
-    pool.receiver.start(pool.peer.address, [95], [91], key="short")
+    pool.start([95], [91], key="short")
     gate.open()
     assert pool.receiver.wait("short").ok
     assert pool.receiver.wait("long").ok
@@ -176,7 +220,7 @@ def test_wrong_checksums_fail_on_every_way(pool):
     assert "; tcp: page 1 arrived with checksum" in result.error
 
 
-def test_a_cancelled_copy_is_answered_and_what_comes_late_goes_nowhere(pool):
+def test_a_cancelled_copy_is_answered_and_nothing_comes_later(pool):
     pool.switch.faults = gate = Gate(keys={"held"})
     pool.receiver.start(pool.peer.address, list(range(80)), list(range(80)), key="held")
     assert gate.reached.wait(WAIT_S)
@@ -185,8 +229,46 @@ def test_a_cancelled_copy_is_answered_and_what_comes_late_goes_nowhere(pool):
     result = pool.receiver.wait("held")
     assert (result.cancelled, result.transport) == (True, "gloo")
     pool.clear()
-    assert pool.fetch([80], [80]).transport == "gloo"  # after all that was still on its way, the same way
+    assert pool.fetch([80], [80]).transport == "gloo"
     assert bytes(pool.receiver.memory.view[: 80 * PAGE]) == bytes(80 * PAGE)
+
+
+def test_a_cancelled_copy_is_answered_when_what_is_on_its_way_has_landed():
+    others = helpers_of(os.getpid())
+    with closing(Pool(boot=12, clock=FakeClock(), timings=UNHURRIED)) as (pool,):
+        assert pool.fetch([1], [1]).transport == "gloo"
+        (taker,) = (pid for pid in helpers_of(os.getpid()) if pid not in others)
+        freeze(taker)
+        answers = Answers(pool, taker)
+        answers.expect_none_after_cancel()
+        os.kill(taker, signal.SIGCONT)
+        (answer,) = answers.wait()
+        assert answer == ("it was cancelled; gloo: stopped", True)
+        pool.clear()
+        assert pool.fetch([90], [95]).transport == "gloo"
+        assert bytes(pool.receiver.memory.view[: 95 * PAGE]) == bytes(95 * PAGE)  # nothing came later
+
+
+@pytest.mark.parametrize("how", ["in time", "detached"])
+def test_a_cancelled_copy_is_not_answered_before_the_end_of_a_helper_that_hangs(how):
+    clock, others = FakeClock(), helpers_of(os.getpid())
+    with closing(Pool(boot=13, clock=clock, timings=UNHURRIED)) as (pool,):
+        assert pool.fetch([1], [1]).transport == "gloo"
+        (taker,) = (pid for pid in helpers_of(os.getpid()) if pid not in others)
+        freeze(taker)
+        answers = Answers(pool, taker)
+        answers.expect_none_after_cancel()
+        if how == "detached":
+            pool.receiver.fetcher.detach(pool.peer.address)
+        else:
+            clock.advance(2)
+        (answer,) = answers.wait()
+        assert answer == ("it was cancelled; gloo: stopped", False)
+
+
+def test_a_pool_that_helpers_may_not_write_to_is_refused():
+    with SharedMemory(PAGE) as memory, pytest.raises(ValueError, match="SharedMemory with shared_writable=True"):
+        Receiver(page_bytes=PAGE, transport="gloo", memory=memory)
 
 
 def test_a_killed_peer_fails_its_copies_and_its_next_life_is_another_peer():
@@ -235,17 +317,17 @@ def test_a_killed_helper_costs_one_attempt_and_is_replaced():
 
 def test_a_stopped_sender_is_given_up_and_does_not_outlive_its_replica():
     clock = FakeClock()
-    with closing(Pool(boot=5, clock=clock, timings=TransferTimings(handshake_s=1e6, patience_s=1e6))) as (pool,):
+    with closing(Pool(boot=5, clock=clock, timings=UNHURRIED)) as (pool,):
         assert pool.fetch([1], [1]).transport == "gloo"
         (giver,) = helpers_of(pool.peer.pid)
         with expect_end([giver]):
             freeze(giver)
             pool.receiver.start(pool.peer.address, [2], [2], key="hurried", deadline=clock() + 5)
             clock.advance(6)
-            result = pool.receiver.wait("hurried")
-            assert result.error == "its deadline passed; gloo: stopped"
             pool.receiver.start(pool.peer.address, [3], [3], key="patient")
-            result = pool.receiver.wait_turning(clock, seconds=3, key="patient")  # until the piece is overdue
+            result = pool.receiver.wait_turning(clock, seconds=0.3, key="hurried")
+            assert result.error == "its deadline passed; gloo: stopped"
+            result = pool.receiver.wait("patient")  # the group had to end for the other
             assert (result.ok, result.transport) == (True, "tcp")
             assert pool.receiver.page(2) == bytes(PAGE)
             pool.peer.kill()

@@ -14,17 +14,19 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from transfer_pools import WAIT_S, open_fds
+from transfer_pools import WAIT_S, closing, open_fds
 
 from transfer.dist.giver import Giver
-from transfer.dist.groups import GlooGroup, NcclGroup
+from transfer.dist.groups import NcclGroup, join
 from transfer.dist.helpers import make_order
-from transfer.dist.orders import Channel, ChannelError, Joined, RunnerOrder
+from transfer.dist.orders import Channel, ChannelError, Joined, Landed, RunnerOrder, TakePiece
+from transfer.dist.parts import LONG_BYTES, messages
 from transfer.dist.store import PairStore
+from transfer.dist.taker import Taker
 from transfer.memory import PeerMemory, SharedMemory
 from transfer.transport import TransferTimings
 from transfer.wire import Status, WireError
-from transfer.wire_requests import REPLY_BYTES, decode_reply, encode_request
+from transfer.wire_requests import REPLY_BYTES, decode_reply, encode_request, pack_runs
 
 KEY = hashlib.sha256(b"a connection").digest()
 PAGE = 4096
@@ -116,7 +118,7 @@ def test_endless_frames_end_the_rendezvous(sockets):
 class Unused:
     """A group that nothing may be sent through."""
 
-    def send(self, pages, runs, *, job):
+    def send(self, message, *, job):
         raise AssertionError(f"job {job} was answered")
 
 
@@ -217,32 +219,94 @@ def test_a_giver_ends_with_its_replica_and_with_its_taker():
 # ---- groups ---------------------------------------------------------------------------------------------------
 
 
-def test_pieces_of_one_and_of_many_runs_go_through_gloo_in_order(sockets):
-    stores = [PairStore(sock, KEY, rank=rank) for rank, sock in enumerate(sockets)]
-    groups: dict[int, GlooGroup] = {}
+class Ends:
+    """A giver and a taker over gloo, each in a thread. `take` is the replica's end of the taker's channel."""
 
-    def meet(rank: int) -> None:
-        groups[rank] = GlooGroup(order("give" if rank == 0 else "take"), stores[rank], rank, "127.0.0.1")
+    def __init__(self, *, num_pages: int) -> None:
+        here, there = socket.socketpair()
+        self.take, taking = (Channel(sock) for sock in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        self.give, giving = (Channel(sock) for sock in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        for sock in (here, there, self.take.sock, taking.sock, self.give.sock, giving.sock):
+            sock.settimeout(WAIT_S)
+        nbytes = num_pages * PAGE
+        self.source, self.target = SharedMemory(nbytes), SharedMemory(nbytes, shared_writable=True)
+        self.errors: list[Exception] = []
+        sides = [
+            (Giver, order("give", num_pages=num_pages), giving, here, self.source, False),
+            (Taker, order("take", num_pages=num_pages), taking, there, self.target, True),
+        ]
+        self._threads = [threading.Thread(target=self._run, args=side) for side in sides]
+        for thread in self._threads:
+            thread.start()
 
-    threads = [threading.Thread(target=meet, args=(rank,)) for rank in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(WAIT_S)
-    pages = np.arange(16 * PAGE, dtype=np.uint32).astype(np.uint8).reshape(16, PAGE)
-    pages += np.arange(16, dtype=np.uint8)[:, None]
-    pieces = [[(3, 2)], [(0, 1), (9, 3)], [(5, 1), (2, 2), (0, 1)]]
-    slots = torch.zeros((3, 5 * PAGE), dtype=torch.uint8)
-    waits = []
-    for job, runs in enumerate(pieces):
-        lengths = [count * PAGE for _, count in runs]
-        waits.append(groups[1].receive(slots[job][: sum(lengths)], lengths, job=job))
-    waits += [groups[0].send(pages, runs, job=job) for job, runs in enumerate(map(np.array, pieces))]
-    for wait in waits:
-        wait.wait()
-    for job, runs in enumerate(pieces):
-        expected = b"".join(pages[first : first + count].tobytes() for first, count in runs)
-        assert slots[job].numpy().tobytes() == expected.ljust(5 * PAGE, b"\0")
+    def piece(self, job: int, sources, targets) -> None:
+        self.take.send(TakePiece(job=job, sources=pack_runs(np.array(sources)), targets=pack_runs(np.array(targets))))
+
+    def close(self) -> None:
+        self.take.sock.close()
+        self.give.sock.close()
+        for thread in self._threads:
+            thread.join(WAIT_S)
+            assert not thread.is_alive()
+
+    def _run(self, runner, order, channel, connection, memory, writable) -> None:
+        try:
+            group = join(order, PairStore(connection, KEY, rank=int(writable)), host="127.0.0.1")
+            pool = PeerMemory(os.dup(memory.fd), nbytes=memory.nbytes, writable=writable)
+            runner(order, channel, connection, group, pool, lambda seconds: contextlib.nullcontext()).run()
+        except Exception as error:
+            self.errors.append(error)
+        connection.close()  # as with its process
+        channel.sock.close()
+
+
+def test_pieces_of_long_and_short_runs_land_in_their_pages_and_nowhere_else():
+    long, num_pages = LONG_BYTES // PAGE, 1600
+    pieces = [
+        ([(3, long + 1)], [(700, long + 1)]),  # received where it belongs
+        ([(100 + 2 * i, 1) for i in range(300)], [(i, 1) for i in range(300)]),  # packed there, adjacent here
+        ([(i, 1) for i in range(300)], [(999 - i, 1) for i in range(200)] + [(1598 - i, 1) for i in range(100)]),
+        ([(0, 1), (7, long), (900, 2), (200, long)], [(400, 1), (500, long), (570, 2), (600, long)]),
+        ([(9, 1)], [(1599, 1)]),
+    ]
+    with closing(Ends(num_pages=num_pages)) as (ends,):
+        content = np.random.default_rng(0).integers(0, 256, (num_pages, PAGE), dtype=np.uint8)
+        np.frombuffer(ends.source.view, dtype=np.uint8)[:] = content.reshape(-1)
+        expected = np.zeros_like(content)
+        assert ends.take.receive() == (Joined(), [])
+        for job, (sources, targets) in enumerate(pieces, 1):
+            ends.piece(job, sources, targets)
+            for (source, count), (target, _) in zip(sources, targets, strict=True):
+                expected[target : target + count] = content[source : source + count]
+        assert [ends.take.receive()[0] for _ in pieces] == [Landed(job=job) for job in range(1, len(pieces) + 1)]
+        assert np.array_equal(np.frombuffer(ends.target.view, dtype=np.uint8), expected.reshape(-1))
+    assert ends.errors == []
+
+
+def test_a_piece_that_the_giver_refuses_ends_the_taker():
+    with closing(Ends(num_pages=16)) as (ends,):
+        assert ends.take.receive() == (Joined(), [])
+        ends.piece(1, [(16, 1)], [(0, 1)])
+        with pytest.raises(ChannelError):
+            ends.take.receive()
+    assert "the giver answers" in str(ends.errors[0])
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([1], [(0, 1)]),
+        ([300], [(0, 1)]),
+        ([1, 1, 1], [(0, 3)]),
+        ([1, 64, 1], [(0, 1), (1, 2), (2, 3)]),
+        ([64, 64], [(0, 1), (1, 2)]),
+        ([63] * 5, [(0, 4), (4, 5)]),
+        ([1] * 257, [(0, 256), (256, 257)]),
+        ([63, 63, 63, 63, 4, 1], [(0, 5), (5, 6)]),
+    ],
+)
+def test_short_runs_share_a_message_and_long_ones_have_their_own(counts, expected):
+    assert [(part.start, part.stop) for part in messages(counts, PAGE)] == expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

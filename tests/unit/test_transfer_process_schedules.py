@@ -22,7 +22,7 @@ from typing import ClassVar
 import pytest
 from mooncake_library import needs_library
 from process_world import Fleet, ProcessWorld
-from transfer_pools import closing, open_fds
+from transfer_pools import WAIT_S, closing, open_fds
 from transfer_schedules import run_schedules, unharmed
 from transfer_world import LawBroken, World
 
@@ -35,7 +35,7 @@ GROUP_S = 120.0
 """For process groups to be made, on the busiest machine."""
 
 
-def _kill_children(pid: int, *, but: int = 0) -> bool:
+def _signal_children(pid: int, number: signal.Signals, *, but: int = 0) -> bool:
     """Whether there were any."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
@@ -44,7 +44,7 @@ def _kill_children(pid: int, *, but: int = 0) -> bool:
     for child in found:
         if child != but:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
+                os.kill(child, number)
     return bool(found)
 
 
@@ -107,13 +107,17 @@ class HelpedWorld(ProcessWorld):
     def strike_peer(self, slot):
         """Kill the helpers of a peer."""
         self.meet()
-        if self.peers[slot].is_alive and _kill_children(self.peers[slot].pid) and self.fleet.transport == "mooncake":
+        peer = self.peers[slot]
+        if peer.is_alive and _signal_children(peer.pid, signal.SIGKILL) and self.fleet.transport == "mooncake":
             self.doorless.add(slot)
 
     def strike_us(self, slot):
         """Kill all that help us."""
         self.meet()
-        _kill_children(os.getpid(), but=self.fleet.nursery.pid)
+        self.signal_ours(signal.SIGKILL)
+
+    def signal_ours(self, number: signal.Signals) -> None:
+        _signal_children(os.getpid(), number, but=self.fleet.nursery.pid)
 
     def wait_for_helpers(self) -> None:
         """Until every peer's pages come by the transport itself again, whatever happened before."""
@@ -129,6 +133,25 @@ class HelpedWorld(ProcessWorld):
                 time.sleep(0.02)  # the helpers need the processor too
 
 
+class GroupWorld(HelpedWorld):
+    """Its helpers write into our pages, and can be frozen with pieces on their way, to go on some time later."""
+
+    weights: ClassVar = {**HelpedWorld.weights, "freeze": 2, "thaw": 2}
+
+    def freeze(self, slot):
+        self.signal_ours(signal.SIGSTOP)
+
+    def thaw(self, slot):
+        self.signal_ours(signal.SIGCONT)
+
+    def recover(self):
+        self.thaw(0)
+        super().recover()
+
+
+WORLDS = {"mooncake": HelpedWorld, "gloo": GroupWorld}
+
+
 @pytest.mark.parametrize("transport", [pytest.param("mooncake", marks=needs_library), "gloo"])
 @pytest.mark.filterwarnings("error")
 def test_peers_and_helpers_die_stop_and_come_again(transport, tmp_path, caplog):
@@ -141,9 +164,47 @@ def test_peers_and_helpers_die_stop_and_come_again(transport, tmp_path, caplog):
 
     timings = TransferTimings(handshake_s=1e6, join_s=1e6, piece_s=100.0)
     with fleet_of(transport, tmp_path, caplog) as fleet:
-        world = HelpedWorld(fleet, timings=timings)
+        world = WORLDS[transport](fleet, timings=timings)
         run_schedules(make, 8, keep=True)
         world.wait_for_helpers()
         world.close()
         assert world.right[transport] >= 6
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+def gives_pages_back_early(fetcher: PageFetcher) -> None:
+    """Answers what has ended without waiting for what a helper may still write."""
+    group = fetcher._transports[0]
+    end = group._end
+
+    def end_early(entry, copy, error):
+        if not entry.copies[copy].ended:
+            copy.on_ended(copy, error)
+            copy.on_ended = lambda copy, error: None
+        end(entry, copy, error)
+
+    group._end = end_early
+
+
+def test_a_page_given_back_while_a_helper_may_write_into_it_is_found(tmp_path, caplog):
+    def cancel_what_is_on_its_way() -> None:
+        world.wait_for_helpers()
+        world.freeze(1)
+        world.hold()
+        world.fetch(1, 12, False, None)
+        assert world.whims.held.wait(WAIT_S)
+        world.cancel(0)
+        world.settle(world.fetches - 1)
+        world.thaw(1)
+        world.rest()
+        world.check()
+
+    with fleet_of("gloo", tmp_path, caplog) as fleet:
+        world = GroupWorld(fleet, timings=TransferTimings(handshake_s=1e6, join_s=1e6, piece_s=1e6))
+        cancel_what_is_on_its_way()
+        gives_pages_back_early(world.fetcher)
+        with pytest.raises(LawBroken, match="was written to while nobody's"):
+            cancel_what_is_on_its_way()
+        with contextlib.suppress(LawBroken):
+            world.close()
+        world.memory.close()

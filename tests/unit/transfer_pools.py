@@ -16,7 +16,7 @@ import numpy as np
 
 from protocol.rooms import PeerAddress
 from transfer.checksum import page_checksums
-from transfer.choice import TransportName
+from transfer.choice import TransportName, is_written_by_helpers
 from transfer.doors import DoorParts, open_doors
 from transfer.faults import CopySite, InjectedFault
 from transfer.fetcher import FetchJob, FetchResult, PageFetcher
@@ -116,7 +116,9 @@ class Receiver:
         self, *, page_bytes: int = 4096, num_pages: int = 64, secret: bytes = SECRET, layout: str = LAYOUT, **options
     ) -> None:
         self.page_bytes = page_bytes
-        self.memory = options.pop("memory", None) or SharedMemory(page_bytes * num_pages)
+        writable = is_written_by_helpers(options.get("transport", "auto"))
+        memory = options.pop("memory", None)
+        self.memory = memory or SharedMemory(page_bytes * num_pages, shared_writable=writable)
         self.fetcher = PageFetcher(memory=self.memory, page_bytes=page_bytes, layout=layout, secret=secret, **options)
         self.results: dict[object, FetchResult] = {}
         self.answers = 0

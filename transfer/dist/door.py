@@ -48,13 +48,13 @@ class GroupDoor:
         self._region = ServedRegion(
             view=memory.view, fd=memory.fd, page_bytes=page_bytes, num_pages=num_pages, boot=boot, secret=secret
         )
-        self._helpers = Helpers()
         self._live: set[Helper] = set()
         self._closed = False
         address = resolve(host)
         listener = listen_tcp(resolve(bind_host or host))
         self._address = f"{address}:{listener.getsockname()[1]}"
         self._loop = IoLoop(name=f"{backend}-door", clock=clock)
+        self._helpers = Helpers(self._loop)
         self._lobby = Lobby(
             self._loop,
             {Want.GROUP: listener},
@@ -129,6 +129,5 @@ class GroupDoor:
             logger.info("a %s group ended: %s", self._backend, message.error)
 
     def _end(self, helper: Helper) -> None:
-        self._live.discard(helper)
-        self._loop.forget(helper.channel.sock)
-        helper.kill()
+        self._live.remove(helper)
+        self._helpers.end(helper)

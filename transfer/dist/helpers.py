@@ -1,4 +1,8 @@
-"""Starting and ending helper processes, from the replica's side."""
+"""Starting and ending helper processes, from the replica's side.
+
+A taker can write into our pages, so its end is a fence: `end` reports it once the kernel says that the process is gone,
+all its threads and mappings with it, and not when it was merely told to go.
+"""
 
 from __future__ import annotations
 
@@ -6,44 +10,50 @@ import os
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transfer.dist.orders import BackendName, Channel, ChannelError, RunnerOrder
+from transfer.io_loop import READ, IoLoop
 from transfer.transport import TransferTimings
 
-_SLOT_BYTES = 8 << 20
-"""Smaller pieces cost processor time: on two busy cores 64 MB reached 48% of plain gloo's speed in pieces of 1 MB, 77%
-in pieces of 4 MB, and 87% in pieces of 8 MB."""
-_MAX_SLOT_PAGES = 2048
-_NUM_SLOTS = 3
+_PIECE_BYTES = 8 << 20
+_MAX_PIECE_PAGES = 2048
 _ROOT = Path(__file__).parents[2]
 
 
 class Helper:
-    """One running helper; `channel` is ours, and so is its end: nobody but `Helpers` waits for the process."""
+    """One running helper; `channel` is ours. Only `Helpers` makes and ends them."""
 
     def __init__(self, channel: Channel, process: subprocess.Popen[bytes]) -> None:
         self.channel = channel
         self.process = process
+        self._pidfd = os.pidfd_open(process.pid)
 
-    def kill(self) -> None:
-        """End it, in whatever state it is. Its memory and connections are the kernel's to clear away."""
-        self.channel.sock.close()
-        self.process.kill()
+    def fileno(self) -> int:
+        """Readable once the process has ended with all its threads."""
+        return self._pidfd
+
+    def bury(self) -> None:
+        """Once it has ended."""
+        self.process.wait()
+        os.close(self._pidfd)
 
 
 class Helpers:
-    """All helpers of one transport or door. `start` from its loop's thread, which must live as long as they do: the
-    kernel ends a helper with the thread that started it."""
+    """All helpers of one transport or door. All but `close` from the thread of `loop`, which must live as long as they
+    do: the kernel ends a helper with the thread that started it."""
 
-    def __init__(self) -> None:
-        self._helpers: list[Helper] = []
+    def __init__(self, loop: IoLoop) -> None:
+        self._loop = loop
+        self._running: set[Helper] = set()
+        self._ending: set[Helper] = set()
+        self._closing = False
+        self._all_gone = threading.Event()
 
     def start(self, order: RunnerOrder, fds: Sequence[int]) -> Helper:
         """A process that works on `order` with copies of `fds`. Raises `ChannelError` when the system has none."""
-        self._helpers = [helper for helper in self._helpers if helper.process.poll() is None]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         try:
@@ -58,27 +68,53 @@ class Helpers:
             raise ChannelError(f"cannot start a helper process: {error}") from error
         finally:
             theirs.close()
-        helper = Helper(Channel(ours), process)
-        self._helpers.append(helper)
+        try:
+            helper = Helper(Channel(ours), process)
+        except OSError as error:
+            ours.close()
+            process.kill()
+            process.wait()
+            raise ChannelError(f"cannot watch a helper process: {error}") from error
+        self._running.add(helper)
         try:
             helper.channel.send(order, fds)
         except ChannelError:
-            helper.kill()
+            self.end(helper)
             raise
         return helper
 
+    def end(self, helper: Helper, on_gone: Callable[[], None] = lambda: None) -> None:
+        """Kill it, in whatever state it is. `on_gone` is called when it has ended: from then on it writes nowhere."""
+        self._running.remove(helper)
+        self._ending.add(helper)
+        self._loop.forget(helper.channel.sock)
+        helper.channel.sock.close()
+        helper.process.kill()
+        self._loop.watch(helper, READ, lambda: self._gone(helper, on_gone))
+
     def close(self, *, timeout_s: float) -> None:
         """End all of them. Raises `TimeoutError` when one has not gone in time."""
-        for helper in self._helpers:
-            helper.kill()
-        deadline = time.monotonic() + timeout_s
-        for helper in self._helpers:
-            try:
-                helper.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired as error:
-                raise TimeoutError(
-                    f"helper process {helper.process.pid} is there {timeout_s} s after its end"
-                ) from error
+        self._loop.call_soon(self._end_all)
+        if not self._all_gone.wait(timeout_s):
+            pids = sorted(helper.process.pid for helper in self._ending)
+            raise TimeoutError(f"helper processes {pids} are there {timeout_s} s after they were killed")
+
+    def _end_all(self) -> None:
+        self._closing = True
+        for helper in list(self._running):
+            self.end(helper)
+        self._look()
+
+    def _gone(self, helper: Helper, on_gone: Callable[[], None]) -> None:
+        self._loop.forget(helper)
+        self._ending.remove(helper)
+        helper.bury()
+        on_gone()
+        self._look()
+
+    def _look(self) -> None:
+        if self._closing and not self._ending:
+            self._all_gone.set()
 
 
 def make_order(
@@ -91,7 +127,8 @@ def make_order(
     page_bytes: int,
     timings: TransferTimings,
 ) -> RunnerOrder:
-    """Both sides cut pieces alike, as their page size is the same."""
+    """`num_pages` is of the pool that the helper is given. Both sides cut pieces alike, as their page size is the
+    same."""
     return RunnerOrder(
         role="take" if role == "take" else "give",
         backend=backend,
@@ -99,8 +136,7 @@ def make_order(
         boot=boot,
         num_pages=num_pages,
         page_bytes=page_bytes,
-        slot_pages=max(1, min(_MAX_SLOT_PAGES, _SLOT_BYTES // page_bytes)),
-        num_slots=_NUM_SLOTS,
+        piece_pages=max(1, min(_MAX_PIECE_PAGES, _PIECE_BYTES // page_bytes)),
         join_s=timings.join_s,
         piece_s=timings.piece_s,
     )

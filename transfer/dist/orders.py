@@ -16,8 +16,8 @@ BackendName = Literal["gloo", "nccl"]
 
 
 class RunnerOrder(msgspec.Struct, frozen=True, tag="order"):
-    """The first message to a runner. Descriptors come along: the authenticated connection to the other runner, and for
-    a giver the pool's memory."""
+    """The first message to a runner. Descriptors come along: the authenticated connection to the other runner, and the
+    memory of its replica's pool."""
 
     role: Literal["take", "give"]
     backend: BackendName
@@ -26,34 +26,39 @@ class RunnerOrder(msgspec.Struct, frozen=True, tag="order"):
     boot: int
     """Of the serving replica."""
     num_pages: int
+    """Of the pool that comes along."""
     page_bytes: int
-    slot_pages: int
+    piece_pages: int
     """The largest piece."""
-    num_slots: int
-    """Pieces under way at a time."""
     join_s: float
     piece_s: float
 
     @property
-    def slot_bytes(self) -> int:
-        return self.slot_pages * self.page_bytes
+    def pool_bytes(self) -> int:
+        return self.num_pages * self.page_bytes
+
+    @property
+    def piece_bytes(self) -> int:
+        return self.piece_pages * self.page_bytes
 
 
 class TakePiece(msgspec.Struct, frozen=True, tag="take"):
-    """To a taker: have the pages of `runs` sent, into `slot`. Job numbers rise."""
+    """To a taker: have the pages of `sources` sent, and put into those of `targets`. Job numbers rise."""
 
     job: int
-    slot: int
-    runs: bytes
-    """As in a request (`wire.py`)."""
+    sources: bytes
+    """Runs, as in a request (`wire_requests.py`)."""
+    targets: bytes
+    """As many runs, of the same lengths."""
 
 
 class Joined(msgspec.Struct, frozen=True, tag="joined"):
-    """From a runner: the group is there. A taker's memory comes along: `num_slots` slots, one after the other."""
+    """From a runner: the group is there."""
 
 
 class Landed(msgspec.Struct, frozen=True, tag="landed"):
-    """From a taker: this piece is in its slot. Pieces land in the order in which they were asked for."""
+    """From a taker: this piece is in its pages, and nothing more is written for it. Pieces land in the order in which
+    they were asked for."""
 
     job: int
 

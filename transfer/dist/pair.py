@@ -1,8 +1,11 @@
 """One group with one peer, from the handshake to its end, as the fetching replica sees it. Runs on the fetcher's loop.
 
-States: HANDSHAKE -> JOINING (a helper of ours and one of the peer's meet) -> READY (pieces go), and CLOSED from
-anywhere. Closing ends the helper. A piece lands in the helper's memory, and only we copy it into our pages: so a copy
-ends at the moment it is asked to, and what was on its way for it is thrown away when it comes.
+States: HANDSHAKE -> JOINING (a helper of ours and one of the peer's meet) -> READY (pieces go), ENDING from both (our
+helper was killed) and CLOSED (it has ended, or there was none).
+
+Our helper writes pieces straight into our pages. So a page that a piece is on its way into must not be given back: not
+until the piece has landed, or the helper has ended and the pair is CLOSED. `drop` says for a copy whether there are any
+such, and sees to it that the one or the other happens soon.
 """
 
 from __future__ import annotations
@@ -11,59 +14,43 @@ import enum
 import os
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from transfer.client_handshake import Address, ClientHandshake, Established
 from transfer.dist.helpers import Helper, Helpers, make_order
 from transfer.dist.orders import BackendName, ChannelError, Failed, Joined, Landed, RunnerOrder, TakePiece
-from transfer.dist.slots import Slots
+from transfer.dist.pieces import Piece, joint_runs, next_pages
 from transfer.faults import InjectedFault
 from transfer.io_loop import READ, IoLoop, Timer
 from transfer.jobs import PageCopy, Peer
 from transfer.landing import Landing, LandingError
-from transfer.spans import runs
 from transfer.transport import TransferTimings
 from transfer.wire import Want
 from transfer.wire_requests import pack_runs
 
-_PIECES = 6
-"""A copy has at least so many, so that one is put in its place while the next is on its way, but none needs to be
-smaller than this: each costs some messages."""
-_LEAST_BYTES = 1 << 20
+_MAX_PIECES = 3
+"""On their way at a time."""
 
 
 class PairState(enum.Enum):
     HANDSHAKE = enum.auto()
     JOINING = enum.auto()
     READY = enum.auto()
+    ENDING = enum.auto()
     CLOSED = enum.auto()
 
 
 _LEGAL = {
     PairState.HANDSHAKE: {PairState.JOINING, PairState.CLOSED},
-    PairState.JOINING: {PairState.READY, PairState.CLOSED},
-    PairState.READY: {PairState.CLOSED},
+    PairState.JOINING: {PairState.READY, PairState.ENDING},
+    PairState.READY: {PairState.ENDING},
+    PairState.ENDING: {PairState.CLOSED},
     PairState.CLOSED: set[PairState](),
 }
 
 
-@dataclass(kw_only=True, eq=False)
-class _Piece:
-    """The next `count` pages of a copy, on their way into a slot. Pieces come in the order in which they were asked
-    for."""
-
-    job: int
-    slot: int
-    copy: PageCopy | None
-    """None when nobody wants them any more."""
-    count: int
-    timer: Timer
-
-
 class Pair:
-    """Begins to connect at once. Each state it reaches is told by `on_change`. `on_piece` says whose piece has come
-    (None for one that is not wanted any more) and what was wrong with it; there is room for another then. Loop thread
-    only."""
+    """Begins to connect at once. That it is READY, ENDING or CLOSED is told by `on_change`. `on_piece` says whose piece
+    has landed and what was wrong with it; there is room for another then. Loop thread only."""
 
     def __init__(
         self,
@@ -73,20 +60,22 @@ class Pair:
         address: Address,
         helpers: Helpers,
         *,
+        pool_fd: int,
         backend: BackendName,
         secret: bytes,
         clock: Callable[[], float],
         timings: TransferTimings,
         on_change: Callable[[Pair], None],
-        on_piece: Callable[[PageCopy | None, str | None], None],
+        on_piece: Callable[[PageCopy, str | None], None],
     ) -> None:
         self.state = PairState.HANDSHAKE
         self.error = ""
-        """Why it is closed."""
+        """Why it has ended."""
         self._loop = loop
         self._landing = landing
         self._peer = peer
         self._helpers = helpers
+        self._pool_fd = pool_fd
         self._backend: BackendName = backend
         self._clock = clock
         self._timings = timings
@@ -94,8 +83,7 @@ class Pair:
         self._on_piece = on_piece
         self._order: RunnerOrder | None = None
         self._helper: Helper | None = None
-        self._slots: Slots | None = None
-        self._pieces: deque[_Piece] = deque()
+        self._pieces: deque[Piece] = deque()  # in the order in which they land
         self._job = 0
         self._timer: Timer | None = None
         self._handshake = ClientHandshake(
@@ -114,53 +102,52 @@ class Pair:
     @property
     def has_room(self) -> bool:
         """Whether `take` may be called."""
-        return self._slots is not None and bool(self._slots.free)
+        return self.state is PairState.READY and len(self._pieces) < _MAX_PIECES
 
     def take(self, copy: PageCopy, first: int) -> int:
-        """Order the next piece of `copy`, from its page `first` on; how many pages that is."""
+        """Order the next piece of `copy`, from its page `first` on; how many pages that is. Raises `InjectedFault` when
+        a test says so."""
         assert self._helper is not None
         assert self._order is not None
-        assert self._slots is not None
-        wanted = max(-(-copy.num_pages // _PIECES), _LEAST_BYTES // copy.page_bytes, 1)
-        sources = copy.job.source_pages[first : first + min(wanted, self._order.slot_pages)]
+        self._landing.before(copy, self._backend)
+        count = next_pages(copy, first, at_most=self._order.piece_pages)
+        sources, targets = joint_runs(copy, first, count)
         self._job += 1
-        job, slot = self._job, self._slots.free.popleft()
-        timer = self._loop.call_at(
-            self._clock() + self._timings.piece_s,
-            lambda: self.close(f"a piece did not come within {self._timings.piece_s} s"),
-        )
-        self._pieces.append(_Piece(job=job, slot=slot, copy=copy, count=len(sources), timer=timer))
+        timer = self._overdue(self._timings.piece_s, "a piece did not come")
+        self._pieces.append(Piece(job=self._job, copy=copy, count=count, timer=timer))
         try:
-            self._helper.channel.send(TakePiece(job=job, slot=slot, runs=pack_runs(runs(sources))))
+            self._helper.channel.send(TakePiece(job=self._job, sources=pack_runs(sources), targets=pack_runs(targets)))
         except ChannelError as error:
             why = str(error)
             self._loop.call_soon(lambda: self.close(why))
-        return len(sources)
+        return count
 
-    def forget(self, copy: PageCopy) -> None:
-        """Nothing more is written for `copy`; what is on its way for it is thrown away."""
-        for piece in self._pieces:
-            if piece.copy is copy:
-                piece.copy = None
+    def drop(self, copy: PageCopy) -> bool:
+        """Nothing more is wanted of `copy`. Whether something is on its way into its pages all the same: `on_piece`
+        tells when it has landed, and if that takes too long the pair ends."""
+        pieces = [piece for piece in self._pieces if piece.copy is copy]
+        for piece in pieces:
+            if piece.wanted and self.state is PairState.READY:
+                piece.timer.cancel()
+                piece.timer = self._overdue(self._timings.drain_s, "what was on its way for an ended copy did not come")
+            piece.wanted = False
+        return bool(pieces)
 
     def close(self, why: str) -> None:
-        """End it, if that has not happened yet. Its copies are the caller's to answer."""
-        if self.state is PairState.CLOSED:
+        """End it, if that has not begun yet."""
+        if self.state in (PairState.ENDING, PairState.CLOSED):
             return
         self.error = why
-        self._move_to(PairState.CLOSED)
         self._handshake.abandon()
         if self._timer is not None:
             self._timer.cancel()
         for piece in self._pieces:
             piece.timer.cancel()
-        self._pieces.clear()
-        if self._helper is not None:
-            self._loop.forget(self._helper.channel.sock)
-            self._helper.kill()
-        if self._slots is not None:
-            self._slots.close()
-            self._slots = None
+        if self._helper is None:
+            self._move_to(PairState.CLOSED)
+        else:
+            self._move_to(PairState.ENDING)
+            self._helpers.end(self._helper, self._fenced)
         self._on_change(self)
 
     # ---- inner workings -----------------------------------------------------------------------------------
@@ -180,19 +167,18 @@ class Pair:
                 self._backend,
                 key=established.key,
                 boot=self._peer.address.boot,
-                num_pages=ticket.num_pages,
+                num_pages=self._landing.view.nbytes // ticket.page_bytes,
                 page_bytes=ticket.page_bytes,
                 timings=self._timings,
             )
             try:
-                self._helper = self._helpers.start(self._order, [sock.fileno()])
+                self._helper = self._helpers.start(self._order, [sock.fileno(), self._pool_fd])
             except ChannelError as error:
                 self.close(str(error))
                 return
         self._move_to(PairState.JOINING)
         self._loop.watch(self._helper.channel.sock, READ, self._readable)
-        late = f"no process group within {self._timings.join_s} s"
-        self._timer = self._loop.call_at(self._clock() + self._timings.join_s, lambda: self.close(late))
+        self._timer = self._overdue(self._timings.join_s, "no process group")
 
     def _readable(self) -> None:
         assert self._helper is not None
@@ -203,38 +189,39 @@ class Pair:
         except ChannelError as error:
             self.close(f"our helper process ended: {error}")
             return
-        if isinstance(message, Joined) and self.state is PairState.JOINING and len(fds) == 1:
-            self._joined(fds[0])
+        for fd in fds:
+            os.close(fd)
+        if isinstance(message, Joined) and self.state is PairState.JOINING:
+            self._joined()
         elif isinstance(message, Landed) and self._pieces and message.job == self._pieces[0].job:
             self._landed(self._pieces.popleft())
         else:
-            for fd in fds:
-                os.close(fd)
             self.close(message.error if isinstance(message, Failed) else f"our helper process says {message}")
 
-    def _joined(self, fd: int) -> None:
-        assert self._order is not None
-        try:
-            self._slots = Slots(fd, self._order)
-        except ValueError as error:
-            self.close(str(error))
-            return
+    def _joined(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._move_to(PairState.READY)
         self._on_change(self)
 
-    def _landed(self, piece: _Piece) -> None:
-        assert self._slots is not None
+    def _landed(self, piece: Piece) -> None:
         piece.timer.cancel()
         error: str | None = None
-        if piece.copy is not None:
+        if piece.wanted:
             try:
-                self._slots.land(piece.slot, piece.copy, piece.count, self._landing, self._backend)
+                self._landing.landed(piece.copy, self._backend, piece.count)
             except (LandingError, InjectedFault) as failure:
                 error = str(failure)
-        self._slots.free.append(piece.slot)
         self._on_piece(piece.copy, error)
+
+    def _fenced(self) -> None:
+        """Our helper has ended: nothing is on its way any more."""
+        self._pieces.clear()
+        self._move_to(PairState.CLOSED)
+        self._on_change(self)
+
+    def _overdue(self, seconds: float, what: str) -> Timer:
+        return self._loop.call_at(self._clock() + seconds, lambda: self.close(f"{what} within {seconds} s"))
 
     def _move_to(self, state: PairState) -> None:
         assert state in _LEGAL[self.state], f"a pair cannot go from {self.state} to {state}"

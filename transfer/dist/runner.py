@@ -44,14 +44,14 @@ def work(order: RunnerOrder, channel: Channel, fds: list[int]) -> None:
         store = PairStore(connection, order.key, rank=order.role == "take")
         group = join(order, store, host=host)
     connection.settimeout(order.piece_s)
+    pool = PeerMemory(fds[1], nbytes=order.pool_bytes, writable=order.role == "take")
     if order.role == "take":
         from transfer.dist.taker import Taker
 
-        Taker(order, channel, connection, group, limited).run()
+        Taker(order, channel, connection, group, pool, limited).run()
     else:
         from transfer.dist.giver import Giver
 
-        pool = PeerMemory(fds[1], nbytes=order.num_pages * order.page_bytes)
         Giver(order, channel, connection, group, pool, limited).run()
 
 

@@ -1,4 +1,5 @@
-"""The receiving runner: asks the giver for pieces as the replica orders them, and says when they have landed."""
+"""The receiving runner: asks the giver for pieces as the replica orders them, puts them into the pages that they are
+for, and says when they are there. It writes nowhere but into the pages of pieces that it has not reported yet."""
 
 from __future__ import annotations
 
@@ -7,15 +8,34 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from transfer.dist.groups import PairGroup, Pending
 from transfer.dist.orders import Channel, ChannelError, Joined, Landed, RunnerOrder, TakePiece
+from transfer.dist.parts import Parts, messages
 from transfer.dist.store import receive_exactly
-from transfer.memory import SharedMemory
+from transfer.memory import PeerMemory
+from transfer.span_copy import PackedRun
+from transfer.spans import Runs
 from transfer.wire import Status, WireError
 from transfer.wire_requests import REPLY_BYTES, Reply, decode_reply, encode_request, unpack_runs
+
+_MESSAGES = 4
+"""Under way at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Message:
+    """Pages that come together."""
+
+    job: int
+    targets: Runs
+    reply: Reply | None
+    """That the giver sends before them; with the first of a piece."""
+    is_last: bool
+    """Of its piece."""
 
 
 class Taker:
@@ -27,6 +47,7 @@ class Taker:
         channel: Channel,
         connection: socket.socket,
         group: PairGroup,
+        pool: PeerMemory,
         limited: Callable[[float], AbstractContextManager[None]],
     ) -> None:
         self._order = order
@@ -34,13 +55,13 @@ class Taker:
         self._connection = connection
         self._group = group
         self._limited = limited
-        self._memory = SharedMemory(order.num_slots * order.slot_bytes)
-        self._slots = torch.frombuffer(self._memory.view, dtype=torch.uint8).view(order.num_slots, -1)
-        self._pending: deque[tuple[Reply, Pending]] = deque()  # the reply that is expected, and the piece
+        self._parts = Parts(np.frombuffer(pool.view, dtype=np.uint8), order.page_bytes, num_buffers=_MESSAGES)
+        self._asked: deque[_Message] = deque()
+        self._pending: deque[tuple[_Message, Pending, PackedRun | None]] = deque()
 
     def run(self) -> None:
         """Return when the replica is gone. Raises for all else."""
-        self._channel.send(Joined(), [self._memory.fd])
+        self._channel.send(Joined())
         poll = select.poll()
         for sock in (self._channel.sock, self._connection):
             poll.register(sock, select.POLLIN)
@@ -53,33 +74,48 @@ class Taker:
                     return
                 if not isinstance(message, TakePiece):
                     raise ChannelError(f"a taker cannot do {message}")
-                self._ask(message)
+                with self._limited(self._order.piece_s):
+                    self._ask(message)
             elif self._pending:
-                self._land(*self._pending.popleft())
+                with self._limited(self._order.piece_s):
+                    self._land(*self._pending.popleft())
             else:
                 raise WireError("the giver is gone")
 
     def _ask(self, piece: TakePiece) -> None:
         order = self._order
-        runs = unpack_runs(piece.runs)
-        request = encode_request(order.key, boot=order.boot, job=piece.job, runs=runs, page_bytes=order.page_bytes)
-        lengths = (runs[:, 1] * order.page_bytes).tolist()
+        sources, targets = unpack_runs(piece.sources), unpack_runs(piece.targets)
+        self._connection.sendall(
+            encode_request(order.key, boot=order.boot, job=piece.job, runs=sources, page_bytes=order.page_bytes)
+        )
+        num_pages = int(targets[:, 1].sum())
         expected = Reply(
             status=Status.OK,
             boot=order.boot,
             job=piece.job,
-            num_pages=int(runs[:, 1].sum()),
-            byte_length=sum(lengths),
+            num_pages=num_pages,
+            byte_length=num_pages * order.page_bytes,
         )
-        with self._limited(order.piece_s):
-            self._connection.sendall(request)
-            slot = self._slots[piece.slot][: expected.byte_length]
-            self._pending.append((expected, self._group.receive(slot, lengths, job=piece.job)))
+        for part in messages(targets[:, 1].tolist(), order.page_bytes):
+            is_first, is_last = part.start == 0, part.stop == len(targets)
+            reply = expected if is_first else None
+            self._asked.append(_Message(job=piece.job, targets=targets[part], reply=reply, is_last=is_last))
+        self._receive()
 
-    def _land(self, expected: Reply, piece: Pending) -> None:
-        with self._limited(self._order.piece_s):
+    def _receive(self) -> None:
+        while self._asked and len(self._pending) < _MESSAGES:
+            message = self._asked.popleft()
+            into, scatter = self._parts.incoming(message.targets)
+            self._pending.append((message, self._group.receive(into, job=message.job), scatter))
+
+    def _land(self, message: _Message, coming: Pending, scatter: PackedRun | None) -> None:
+        if message.reply is not None:
             reply = decode_reply(self._order.key, receive_exactly(self._connection, REPLY_BYTES))
-            if reply != expected:
-                raise WireError(f"the giver answers {reply} where {expected} was expected")
-            piece.wait()
-        self._channel.send(Landed(job=expected.job))
+            if reply != message.reply:
+                raise WireError(f"the giver answers {reply} where {message.reply} was expected")
+        coming.wait()
+        if scatter is not None:
+            scatter.advance(scatter.left)
+        self._receive()
+        if message.is_last:
+            self._channel.send(Landed(job=message.job))
