@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from cluster.engine_events import Event, LinkLost, LinkUp, Received
 from protocol.codec import AnyMessage
-from protocol.control import EndRequests
+from protocol.control import EndRequests, RegionMoved
 from protocol.endpoints import Identity, connect
 from protocol.handshake import LinkRole, RegionTicket
 from protocol.link import Link, LinkError, LinkTimings
@@ -122,6 +122,14 @@ class PeerLinks:
         task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, link_id: str, address: PeerAddress) -> None:
+        def received(link: Link, message: AnyMessage) -> None:
+            if not isinstance(message, RegionMoved):
+                self.received(link, message)
+                return
+            link.region = message.region
+            if link in self._ids:  # or else it is attached in a moment
+                self._attach_region(address, link)
+
         def lost(link: Link, why: str) -> None:
             self._outgoing.pop(address, None)
             self._detach(address)
@@ -132,7 +140,7 @@ class PeerLinks:
                 address,
                 secret=self._secret,
                 identity=self._identity,
-                on_message=self.received,
+                on_message=received,
                 on_lost=lost,
                 timings=self._timings,
             )
@@ -145,10 +153,13 @@ class PeerLinks:
             self._post(LinkLost(link_id))
             return
         self._add(link_id, link)
+        self._attach_region(address, link)
+        for message in self._waiting.pop(link_id):
+            link.send(message)
+
+    def _attach_region(self, address: PeerAddress, link: Link) -> None:
         if link.region is not None:
             try:
                 self._attach(address, link.region)
             except ValueError as error:
                 link.fail(f"pages of {address.replica_id} cannot be taken: {error}")
-        for message in self._waiting.pop(link_id):
-            link.send(message)

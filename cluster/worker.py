@@ -109,6 +109,10 @@ class ReplicaWorker:
         """Open the ports and start the engine thread; from now on routers can send rooms here."""
         config = self.config
         loop = asyncio.get_running_loop()
+
+        def doors_moved() -> None:
+            loop.call_soon_threadsafe(lambda: self._server.move_region(self._pages.ticket()))
+
         inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._doors = open_doors(
             config.transfer.transport,
@@ -124,6 +128,7 @@ class ReplicaWorker:
                 ib_device=config.transfer.ib_device,
                 folder=config.transfer.folder,
                 folder_max_bytes=config.transfer.folder_max_bytes,
+                on_moved=doors_moved,
             ),
         )
         codec = Int8Codec(self._shape.dtype) if config.transfer.wire_dtype == "int8" else None

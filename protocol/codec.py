@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from protocol.control import CacheFlushed, EndRequests, FlushCache
+from protocol.control import CacheFlushed, EndRequests, FlushCache, RegionMoved
 from protocol.handshake import Challenge, Hello, Ping, Pong, Welcome
 from protocol.rooms import (
     Abort,
@@ -52,6 +52,7 @@ AnyMessage = (
     | EndRequests
     | FlushCache
     | CacheFlushed
+    | RegionMoved
     | ClaimStream
     | StreamState
     | NoStream

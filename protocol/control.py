@@ -1,7 +1,8 @@
-"""Messages about no room: ending requests wherever they are, and dropping prefix caches."""
+"""Messages about no room: ending requests wherever they are, dropping prefix caches, and doors that have moved."""
 
 from __future__ import annotations
 
+from protocol.handshake import RegionTicket
 from protocol.rooms import Count, Message
 
 
@@ -32,3 +33,9 @@ class CacheFlushed(Message, frozen=True, tag="cache_flushed"):
     """How many were freed."""
     rooms: Count
     """Open rooms; where there are any, nothing was done."""
+
+
+class RegionMoved(Message, frozen=True, tag="region_moved"):
+    """Replica -> those that take pages out of its pool: from now on it is reached like this."""
+
+    region: RegionTicket

@@ -7,9 +7,11 @@ says who *it* is. Neither acts on anything before the other has proved itself.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from protocol.codec import AnyMessage
+from protocol.control import RegionMoved
 from protocol.handshake import (
     Challenge,
     Hello,
@@ -78,6 +80,13 @@ class LinkServer:
         """The authenticated links that live now."""
         return frozenset(self._links)
 
+    def move_region(self, region: RegionTicket) -> None:
+        """Tell this to every replica that has a link, and to those that will."""
+        self._region = region
+        for link in list(self._links):  # one that is too full ends while it is written to
+            if link.role is LinkRole.REPLICA:
+                link.send(RegionMoved(region))
+
     def close(self) -> None:
         """Stop listening and end every link."""
         if self._server is not None:
@@ -87,7 +96,7 @@ class LinkServer:
 
     def _new_link(self) -> Link:
         link = Link(
-            handshake=_Listener(self._secret, self.address, self._region),
+            handshake=_Listener(self._secret, self.address, lambda: self._region),
             on_up=self._up,
             on_message=self._on_message,
             on_lost=self._lost,
@@ -164,7 +173,7 @@ async def connect(
 class _Listener:
     """Challenge, check the Hello, answer Welcome."""
 
-    def __init__(self, secret: bytes, address: PeerAddress, region: RegionTicket | None) -> None:
+    def __init__(self, secret: bytes, address: PeerAddress, region: Callable[[], RegionTicket | None]) -> None:
         self._secret = secret
         self._address = address
         self._region = region
@@ -182,7 +191,7 @@ class _Listener:
         if not tags_equal(expected, message.tag):
             raise LinkError("the peer does not know the cluster secret")
         link.role, link.peer_id, link.boot = message.role, message.peer_id, message.boot
-        link.send(Welcome(self._address, self._region, welcome_tag(self._secret, self._challenge, message)))
+        link.send(Welcome(self._address, self._region(), welcome_tag(self._secret, self._challenge, message)))
         return True
 
 

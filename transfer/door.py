@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import msgspec
+
+from protocol.handshake import RegionTicket
+
 
 class Door(Protocol):
     """The serving end of one transport over one pool. It only lets peers read."""
@@ -17,7 +21,15 @@ class Door(Protocol):
         """Of the transport."""
 
     def address(self) -> str:
-        """What a peer's transport needs to know, in that transport's own words."""
+        """What a peer's transport needs to know, in that transport's own words. A door that had to be opened anew may
+        have another one (`doors.DoorParts.on_moved`)."""
 
     def close(self, *, timeout_s: float) -> None:
         """Let nobody in any more, and end what is under way. Raises `TimeoutError` when that does not end in time."""
+
+
+def moved_doors(before: RegionTicket, after: RegionTicket) -> set[str] | None:
+    """The names of the doors that are elsewhere, come or gone; None when the tickets differ in anything else."""
+    if msgspec.structs.replace(before, doors=after.doors) != after:
+        return None
+    return {name for name, _ in before.doors.items() ^ after.doors.items()}

@@ -37,6 +37,8 @@ class DoorParts:
     folder: Path | None = None
     """That `disk` shares with the peers."""
     folder_max_bytes: int = SpoolLimits.max_bytes
+    on_moved: Callable[[], None] = lambda: None
+    """Called, in a thread of its own, by a door that has another address from now on."""
 
 
 def open_doors(name: TransportName, parts: DoorParts) -> list[Door]:
@@ -60,7 +62,7 @@ def _disk(parts: DoorParts) -> Door:
 def _mooncake(parts: DoorParts) -> Door:
     from transfer.mooncake.door import MooncakeDoor
 
-    return MooncakeDoor(memory=parts.memory, host=parts.host, ib_device=parts.ib_device)
+    return MooncakeDoor(memory=parts.memory, host=parts.host, ib_device=parts.ib_device, on_moved=parts.on_moved)
 
 
 def _group(backend: BackendName, parts: DoorParts) -> Door:

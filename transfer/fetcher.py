@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from protocol.handshake import PoolShape, RegionTicket
 from protocol.rooms import PeerAddress
 from transfer.choice import TransportName, TransportParts, landing_in, make_transports, ways_of
+from transfer.door import moved_doors
 from transfer.faults import Faults
 from transfer.int8_codec import Int8Codec
 from transfer.io_loop import IoLoop
@@ -106,8 +107,9 @@ class PageFetcher:
     # ---- peers --------------------------------------------------------------------------------------------
 
     def attach(self, peer: PeerAddress, ticket: RegionTicket) -> None:
-        """Make `peer`'s pages available to `fetch`, and begin to connect. Another boot is another peer; attached again
-        with the same ticket nothing changes, with another one it is detached first.
+        """Make `peer`'s pages available to `fetch`, and begin to connect. Another boot is another peer. Attached again
+        with the same ticket nothing changes; with one whose doors have moved, copies that run go on and others take the
+        new doors; with any other it is detached first.
 
         Raises `ValueError` when nothing of its pages means anything in ours, or parts of them would have to be taken by
         a transport that takes whole pages only.
@@ -127,13 +129,17 @@ class PageFetcher:
         with self._idle:
             self._check_open()
             before = self._peers.get(peer)
-            if before is not None and before.ticket == ticket:
-                return
-            self._peers[peer] = attached
-        if before is not None:
+            moved = None if before is None else moved_doors(before.ticket, ticket)
+            if before is not None and moved is not None:
+                before.ticket = ticket
+                attached = before
+            else:
+                self._peers[peer] = attached
+        if before is not None and moved is None:
             self._release(before)
         for transport in self._ways_to(attached)[:1]:
-            transport.attach(attached)
+            if moved is None or transport.name in moved:
+                transport.attach(attached)
 
     def detach(self, peer: PeerAddress) -> None:
         """End every copy from `peer` and let go of its memory and connections. Returns at once; the jobs are answered

@@ -86,12 +86,13 @@ class Coded:
     codec: Int8Codec
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class Peer:
     """One attachment of one life of a peer. Compared by identity: attached again, it is another one."""
 
     address: PeerAddress
     ticket: RegionTicket
+    """The only thing that is ever replaced, when the peer's doors move."""
     cut: Cut | None = None
     """How its pages are taken apart; None when they are taken whole."""
     coded: Coded | None = None

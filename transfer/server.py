@@ -14,6 +14,8 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from protocol.handshake import PoolShape, RegionTicket
 from transfer.door import Door
 from transfer.int8_codec import Int8Codec
@@ -86,8 +88,8 @@ class PageServer:
             shm_socket=shm_socket,
             tcp_host=tcp_host,
             tcp_port=tcp.getsockname()[1],
-            doors={door.name: door.address() for door in doors},
         )
+        self._doors = list(doors)
         self._closed = False
         self._loop = IoLoop(name="page-server", clock=clock)
         self._lobby = Lobby(
@@ -96,8 +98,8 @@ class PageServer:
         self._loop.call_soon(self._lobby.open)
 
     def ticket(self) -> RegionTicket:
-        """How peers reach this pool."""
-        return self._ticket
+        """How peers reach this pool at present: its doors can move."""
+        return msgspec.structs.replace(self._ticket, doors={door.name: door.address() for door in self._doors})
 
     @property
     def num_connections(self) -> int:

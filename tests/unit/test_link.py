@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from protocol.codec import AnyMessage, encode_frame
+from protocol.control import RegionMoved
 from protocol.endpoints import Identity, LinkServer, connect
-from protocol.handshake import Challenge, LinkRole, Ping
+from protocol.handshake import Challenge, LinkRole, Ping, RegionTicket
 from protocol.link import Link, LinkError, LinkTimings
 from protocol.rooms import Abort, AbortReason, Closed, PeerAddress, Room
 
@@ -58,11 +59,13 @@ async def served() -> AsyncIterator[tuple[LinkServer, Recorder]]:
     server.close()
 
 
-async def join(address: PeerAddress, recorder: Recorder, *, secret: bytes = SECRET) -> Link:
+async def join(
+    address: PeerAddress, recorder: Recorder, *, secret: bytes = SECRET, identity: Identity = ROUTER
+) -> Link:
     return await connect(
         address,
         secret=secret,
-        identity=ROUTER,
+        identity=identity,
         on_message=lambda link, message: recorder.messages.put_nowait((link, message)),
         on_lost=lambda link, why: recorder.lost.put_nowait(why),
         timings=QUICK,
@@ -106,6 +109,24 @@ async def test_wrong_secret_and_wrong_boot_are_refused(served: tuple[LinkServer,
     with pytest.raises(LinkError, match="boot 99"):
         await join(older, Recorder())
     assert at_server.messages.empty()
+
+
+async def test_replicas_hear_where_a_region_has_moved_to(served: tuple[LinkServer, Recorder]) -> None:
+    server, at_server = served
+    region = RegionTicket(1, 4096, "layout", "host", "", "127.0.0.1", 1)
+    replica, router = Recorder(), Recorder()
+    link = await join(server.address, replica, identity=Identity(role=LinkRole.REPLICA, peer_id="decode-1", boot=3))
+    await join(server.address, router)
+    for _ in ("replica", "router"):
+        await at_server.up.get()
+    assert link.region is None
+    server.move_region(region)
+    for accepted in server.links:
+        accepted.send(Closed(Room("last", 1)))
+    assert await replica.next_message() == RegionMoved(region)
+    assert await router.next_message() == Closed(Room("last", 1))
+    later = await join(server.address, Recorder())
+    assert later.region == region
 
 
 async def test_unreachable_peer_is_a_link_error() -> None:

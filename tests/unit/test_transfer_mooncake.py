@@ -278,11 +278,14 @@ def test_a_stranger_at_the_door_can_neither_change_a_page_nor_end_the_replica():
         sums = pool.checksums([1])
         assert receiver.fetch(pool.address, [1], [1], checksums=sums).transport == "mooncake"
         host, port = address.session.split(":")
-        with socket.create_connection((host, int(port)), timeout=WAIT_S) as connection:
+        with (
+            open(os.pidfd_open(door_pid(pool)), "rb", buffering=0) as door,
+            socket.create_connection((host, int(port)), timeout=WAIT_S) as connection,
+        ):
             connection.sendall(struct.pack("<Q", 3) + b"\0[]")  # well-formed, and not what the library expects
             with contextlib.suppress(ConnectionError):
                 assert connection.recv(1) == b""
-        assert ends(door_pid(pool))
+            assert select.select([door], [], [], WAIT_S)[0], "the door's process does not end"
         assert receiver.fetch(pool.address, [1], [2], checksums=sums).transport == "tcp"
 
 
@@ -335,12 +338,6 @@ def test_a_pool_without_a_door_and_one_with_it_serve_the_same_fetcher(pool):
         receiver.fetcher.attach(plain.address, plain.ticket)
         assert receiver.fetch(plain.address, [1], [1]).transport == "tcp"
         assert receiver.fetch(pool.address, [1], [2]).transport == "mooncake"
-
-
-def ends(pid: int) -> bool:
-    """Whether a process, by then perhaps a zombie, ends by itself."""
-    with open(os.pidfd_open(pid), "rb", buffering=0) as process:
-        return bool(select.select([process], [], [], WAIT_S)[0])
 
 
 def hang(pid: int) -> None:
