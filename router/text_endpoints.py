@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +21,8 @@ from router.exchange import Exchange
 
 class TokenizeRequest(ApiModel):
     """A prompt or several, or a conversation, as vLLM has it."""
+
+    in_bulk: ClassVar[frozenset[str]] = frozenset({"prompt"})
 
     unsupported: ClassVar[dict[str, Sequence[Any]]] = {"mm_processor_kwargs": (), "media_io_kwargs": ()}
 
@@ -38,6 +42,8 @@ class TokenizeRequest(ApiModel):
 
 
 class DetokenizeRequest(ApiModel):
+    in_bulk: ClassVar[frozenset[str]] = frozenset({"tokens"})
+
     model: str | None = None
     tokens: Tokens
     skip_special_tokens: bool = True
@@ -60,10 +66,14 @@ class Tokenize(Endpoint):
             "max_model_len": config.context_length,
         }
         if request.return_token_strs:
-            text_of = core.model.tokenizer.token_text
-            texts = [[text_of(token) for token in ids] for ids in tokens]
+            texts = await asyncio.to_thread(self._token_texts, tokens)
             answer["token_strs"] = texts[0] if single else texts
         await exchange.answer_json(200, answer)
+
+    def _token_texts(self, tokens: Sequence[Sequence[int]]) -> list[list[str]]:
+        text_of = self.core.model.tokenizer.token_text
+        known = {token: text_of(token) for token in set(itertools.chain.from_iterable(tokens))}
+        return [[known[token] for token in ids] for ids in tokens]
 
     async def _tokens(self, request: TokenizeRequest) -> list[list[int]]:
         model = self.core.model
@@ -92,7 +102,8 @@ class Detokenize(Endpoint):
             raise invalid("tokens", "texts are no token ids; give whole numbers")
         lists = await read_prompts(given, core.model, param="tokens")
         decode = core.model.tokenizer.decode
-        texts = [decode(ids, skip_special_tokens=request.skip_special_tokens) for ids in lists]
+        skip = request.skip_special_tokens
+        texts = await asyncio.to_thread(lambda: [decode(ids, skip_special_tokens=skip) for ids in lists])
         found = texts if isinstance(given[0], list) else texts[0]
         await exchange.answer_json(200, {"text": found, "prompt": found})
 

@@ -34,6 +34,8 @@ class CompletionRequest(OpenAIFields):
         "service_tier": ("auto", "default"),
     }
 
+    in_bulk: ClassVar[frozenset[str]] = frozenset({"prompt"})
+
     prompt: Prompts
     max_tokens: Whole | None = Field(None, ge=0)
     logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None

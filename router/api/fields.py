@@ -2,6 +2,9 @@
 
 Models are strict (a string is no number) and closed: an unknown field is refused with the nearest known name, and a
 known one that cannot be honoured is refused by name rather than ignored. A field that is null counts as absent.
+
+Reading happens on the router's event loop, beside everybody's streams: so how many values a body may have is bounded,
+before they are looked at one by one.
 """
 
 from __future__ import annotations
@@ -35,9 +38,17 @@ class ApiModel(pydantic.BaseModel):
     """Fields of the API that are refused, each with the values that ask for nothing."""
     replaced: ClassVar[Mapping[str, str]] = {}
     """Fields of the API's past that are refused, each with the one to use instead."""
+    in_bulk: ClassVar[frozenset[str]] = frozenset()
+    """Fields that may hold any number of values; `read_prompts` bounds them."""
 
 
 Model = TypeVar("Model", bound=ApiModel)
+
+_MAX_VALUES = 1 << 16
+"""Of one field, those within its objects and lists included. To validate so many takes a fifth of a second."""
+_SHOWN = 100
+"""Characters of a value that an error message quotes."""
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 _FIELD = re.compile(r"(?!(?:bool|dict|float|int|list|str)$)[a-z_0-9]+").fullmatch
 """What may be a field's name, and is none of the names of types that tell the members of a union apart."""
@@ -76,10 +87,25 @@ def read_object(
         raise ApiError(400, message, param=within + name, code="unsupported_parameter")
     for name in fields.keys() - model.model_fields.keys():
         raise _unknown([*model.model_fields, *known], within, name)
+    for name in fields.keys() - model.in_bulk:
+        _check_number_of_values(fields[name], within + name)
     try:
         return model.model_validate(fields)
     except pydantic.ValidationError as error:
         raise _refusal(error, fields, within) from error
+
+
+def _check_number_of_values(value: Any, param: str) -> None:
+    left = _MAX_VALUES
+    pending = [value]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, dict | list):
+            left -= len(one)
+            if left < 0:
+                message = f"it has more than {_MAX_VALUES} values, those within others included; send fewer"
+                raise invalid(param, message)
+            pending.extend(one.values() if isinstance(one, dict) else one)
 
 
 def invalid(param: str, message: str) -> ApiError:
@@ -127,11 +153,13 @@ def _place(loc: Sequence[int | str], value: object) -> list[int | str]:
 
 
 def shown(value: object) -> str:
-    """A value as an error message quotes it: JSON, cut when long."""
+    """A value as an error message quotes it: JSON, cut when long, of which no more is written than is shown."""
+    text = ""
     try:
-        text = json.dumps(value, ensure_ascii=False)
-    except RecursionError:
-        return "a deeply nested value"
+        for piece in _ENCODER.iterencode(value[: _SHOWN + 1] if isinstance(value, str) else value):
+            text += piece
+            if len(text) > _SHOWN:
+                break
     except (TypeError, ValueError):
         text = repr(value)
     return cut(text)
@@ -139,4 +167,4 @@ def shown(value: object) -> str:
 
 def cut(text: str) -> str:
     """The text, or its beginning: an answer must not repeat all that a client sent."""
-    return text if len(text) <= 100 else text[:97] + "..."
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

@@ -94,6 +94,8 @@ class GenerateRequest(ApiModel):
         "routing_key": (),
     }
 
+    in_bulk: ClassVar[frozenset[str]] = frozenset({"text", "input_ids"})
+
     text: Texts = None
     input_ids: Tokens = None
     sampling_params: Parameters | list[Parameters] = Field(default_factory=dict)

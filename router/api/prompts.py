@@ -17,6 +17,9 @@ from router.errors import ApiError
 from router.stamp import Stamp
 from text.tokenizer import Tokenizer
 
+_MOST_TOKENS = 1 << 22
+"""Of one request's texts: their ids alone take 150 MB."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelText:
@@ -48,8 +51,10 @@ class ModelText:
     async def encode(self, texts: Sequence[str], *, param: str, add_special_tokens: bool) -> list[list[int]]:
         """Token ids of each prompt; long ones are tokenised in a thread.
 
-        Raises `ApiError` (400) for one that is empty, or longer than the context whatever its tokens are.
+        Raises `ApiError` (400) for too many prompts, for one that is empty, or longer than the context whatever its
+        tokens are.
         """
+        self.check_number(texts, param=param)
         for text in texts:
             if not text:
                 raise invalid(param, "the prompt is empty; give at least one character")
@@ -58,22 +63,32 @@ class ModelText:
                 raise self._too_long(param, f"the prompt has at least {at_least} tokens; shorten it")
 
         def encode_all() -> list[list[int]]:
-            return [self.tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts]
+            found: list[list[int]] = []
+            left = _MOST_TOKENS
+            for text in texts:
+                found.append(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+                left -= len(found[-1])
+                if left < 0:
+                    raise invalid(param, f"it has more than {_MOST_TOKENS} tokens; send less at a time")
+            return found
 
         if sum(map(len, texts)) <= self.config.thread_characters:
             return encode_all()
         return await asyncio.to_thread(encode_all)
 
+    def check_number(self, prompts: Sequence[object], *, param: str) -> None:
+        """Raises `ApiError` (400) for more prompts than one request may have."""
+        if len(prompts) > (most := self.config.max_sequences_per_request):
+            raise invalid(param, f"{len(prompts)} prompts are over the limit of {most} a request; send fewer at a time")
+
     def check_ids(self, ids: Sequence[int], *, param: str) -> list[int]:
         """Token ids that a client gave; raises `ApiError` (400) for none at all and for ids out of range."""
         if not ids:
             raise invalid(param, "the prompt is empty; give at least one token id")
-        for position, token in enumerate(ids):
-            if not 0 <= token < self.tokenizer.vocab_size:
-                below = self.tokenizer.vocab_size
-                raise invalid(
-                    param, f"{token} at position {position} is not a token id; this model's are below {below}"
-                )
+        below = self.tokenizer.vocab_size
+        if min(ids) < 0 or max(ids) >= below:  # there can be millions: look for the wrong one only where there is one
+            position, token = next((place, each) for place, each in enumerate(ids) if not 0 <= each < below)
+            raise invalid(param, f"{token} at position {position} is not a token id; this model's are below {below}")
         return list(ids)
 
     def output_room(self, prompt_tokens: int, wanted: int | None, *, param: str, limit_name: str, default: int) -> int:
@@ -119,13 +134,16 @@ async def read_prompts(
     if isinstance(prompt, str):
         return await model.encode([prompt], param=param, add_special_tokens=add_special_tokens)
     if isinstance(prompt, list) and prompt:
-        if all(type(token) is int for token in prompt):
+        if _are_ids(prompt):
             return [model.check_ids(prompt, param=param)]
-        if len(prompt) > model.config.max_sequences_per_request:
-            most = model.config.max_sequences_per_request
-            raise invalid(param, f"{len(prompt)} prompts are over the limit of {most} a request; send fewer at a time")
+        model.check_number(prompt, param=param)
         if all(isinstance(text, str) for text in prompt):
             return await model.encode(prompt, param=param, add_special_tokens=add_special_tokens)
-        if all(isinstance(ids, list) and all(type(token) is int for token in ids) for ids in prompt):
+        if all(isinstance(ids, list) and _are_ids(ids) for ids in prompt):
             return [model.check_ids(ids, param=f"{param}[{number}]") for number, ids in enumerate(prompt)]
     raise invalid(param, f"{shown(prompt)} is no prompt; give a text, token ids, or a non-empty list of one of these")
+
+
+def _are_ids(value: list[Any]) -> bool:
+    """Whether all are whole numbers."""
+    return set(map(type, value)) <= {int}
