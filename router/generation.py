@@ -199,6 +199,8 @@ class Generation:
         under_way = self.state in (GenerationState.OPEN, GenerationState.WAITING)
         if under_way:
             self.abort(AbortReason.CLIENT_GONE)
+            if self._timeline is not None:
+                self._timeline.cut_short()
             end = TokenEvent(
                 self.request_id, self.epoch, self._job.choice, len(self.log.tokens), 0, finish=FinishReason.ABORT
             )

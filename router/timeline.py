@@ -66,9 +66,11 @@ class SequenceTimeline:
 
     def finished(self) -> None:
         """The last token is logged."""
-        epoch = self._epochs[-1]
-        epoch.ended = self._finished_at = self._clock()
-        epoch.outcome = "finished"
+        self._ended("finished")
+
+    def cut_short(self) -> None:
+        """The client has had it ended, maybe before there was an epoch or between two."""
+        self._ended("aborted")
 
     def as_json(self) -> dict[str, Any]:
         """What the client gets; docs/timelines.md has its fields."""
@@ -84,6 +86,11 @@ class SequenceTimeline:
                 *(_phase(*told, received_us) for told in sorted(self._phases, key=lambda told: told[2].start_us)),
             ],
         }
+
+    def _ended(self, outcome: str) -> None:
+        self._finished_at = self._clock()
+        if self._epochs and self._epochs[-1].ended is None:
+            self._epochs[-1].ended, self._epochs[-1].outcome = self._finished_at, outcome
 
     def _ms(self, at: float) -> float:
         return round(1000 * (at - self._received_at), 3)
@@ -107,7 +114,7 @@ class SequenceTimeline:
             "epoch": 0,
             "replica": ROUTER,
             "start_ms": 0.0,
-            "duration_ms": self._ms(self._epochs[0].began),
+            "duration_ms": self._ms(self._epochs[0].began if self._epochs else self._finished_at),
         }
 
 

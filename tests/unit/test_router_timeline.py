@@ -160,3 +160,27 @@ async def test_a_value_that_is_no_yes_or_no_is_refused(router: RouterHarness) ->
     await call.done()
     assert call.status == 400
     assert call.json["error"]["param"] == "return_timeline"
+
+
+async def test_a_request_that_is_aborted_tells_it_too(router: RouterHarness) -> None:
+    prefill, _ = await router.pair()
+    call = router.post("/generate", {"text": "a fox", "rid": "mine", "max_new_tokens": 50, "return_timeline": True})
+    await prefill.opened(OpenPrefill)
+    await router.post("/abort_request", {"rid": "mine"}).done()
+    meta = (await call.done()).json["meta_info"]
+    assert meta["finish_reason"]["type"] == "abort"
+    (epoch,) = meta["timeline"]["epochs"]
+    assert epoch["outcome"] == "aborted"
+    assert meta["timeline"]["first_token_ms"] is None
+    await router.idle()
+
+
+async def test_a_request_that_is_aborted_before_a_replica_is_up_tells_it_too(router: RouterHarness) -> None:
+    body = {"prompt": "a fox", "rid": "mine", "max_tokens": 50, "return_timeline": True}
+    call = router.post("/v1/completions", body)
+    await until(lambda: bool(router.dispatcher.generations))
+    await router.post("/abort_request", {"rid": "mine"}).done()
+    (timeline,) = (await call.done()).json["timeline"]
+    assert timeline["epochs"] == []
+    assert timeline["phases"][0]["duration_ms"] == timeline["total_ms"]
+    await router.idle()
