@@ -275,6 +275,18 @@ class ClusterConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _pools_hold_pages(self) -> ClusterConfig:
+        for name, pool in self.pools.items():
+            page_size = self.page_size_of(name)
+            for field, least in (("max_total_tokens", 2 * page_size), ("chunked_prefill_size", page_size)):
+                if (value := getattr(pool, field)) < least:
+                    raise ValueError(
+                        f"{field} is {value} in the {name} pool, whose pages have {page_size} tokens; make it at least "
+                        f"{least}, or lower page_size"
+                    )
+        return self
+
     def page_size_of(self, pool: str) -> int:
         """Tokens in a KV page of a pool."""
         return self.pools[pool].page_size or self.page_size

@@ -49,12 +49,14 @@ class ServeApplication:
         if not isinstance(listed, list) or len(listed) != 1 or not isinstance(listed[0], dict):
             raise BadConfigFile(f"{path} must list exactly one application, as deploy/config.yaml does")
         (entry,) = listed
+        http = document.get("http_options") or {}
+        if not isinstance(http, dict):
+            raise BadConfigFile(f"{path}: http_options is {http!r}; give host and port, as deploy/config.yaml does")
         _only_known(path, document, entry)
         try:
             config = ClusterConfig.model_validate(entry.get("args") or {})
         except ValidationError as error:
             raise BadConfigFile(f"{path}: {_readable(error)}") from error
-        http = document.get("http_options") or {}
         return cls(
             name=entry.get("name", "default"),
             route_prefix=entry.get("route_prefix", "/"),

@@ -136,6 +136,7 @@ def test_a_config_file_is_read_as_serve_reads_it() -> None:
             "args.mode is 'both': Input should be",
         ),
         ("\xff\xfe", "is not YAML"),
+        ("{http_options: 8000, applications: [{}]}", "http_options is 8000"),
         ("applications: [{import_path: 'other:app'}]", "import_path is 'other:app'"),
     ],
 )
@@ -153,6 +154,14 @@ def test_pools_may_have_pages_of_their_own_size_where_the_transport_takes_parts_
     with pytest.raises(ValueError, match=r"page_size is 32 in the prefill pool and 16 .* set transport to auto"):
         ClusterConfig(page_size=32, decode={"page_size": 16}, transfer={"transport": "gloo"})
     ClusterConfig(page_size=32, decode={"page_size": 32}, transfer={"transport": "gloo"})
+
+
+@pytest.mark.parametrize(("field", "least"), [("chunked_prefill_size", 64), ("max_total_tokens", 128)])
+def test_a_pool_too_small_for_its_pages_is_refused(field: str, least: int) -> None:
+    """Else each replica would refuse it, one start after the other."""
+    with pytest.raises(ValueError, match=rf"{field} is 63 in the decode pool.*at least {least}, or lower page_size"):
+        ClusterConfig(decode={"page_size": 64, field: 63})
+    ClusterConfig(decode={"page_size": 64, field: least})
 
 
 def test_cuda_ipc_is_refused_where_models_run_on_the_cpu() -> None:
