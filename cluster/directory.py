@@ -65,13 +65,13 @@ class Directory:
     async def states(self) -> dict[str, dict[str, Any]]:
         """What each living replica last said about itself, by replica id."""
         self._note(self._book.expire(time.monotonic()), "a replica was silent for too long and was dropped")
-        living = {member.address.replica_id for member in self._book.snapshot(time.monotonic()).members}
-        self._states = {replica_id: state for replica_id, state in self._states.items() if replica_id in living}
         return self._states
 
     def _note(self, changed: bool, what: str) -> None:
         if not changed:
             return
-        log.info("directory: %s; %d members", what, len(self._book.snapshot(time.monotonic()).members))
+        living = {member.address.replica_id for member in self._book.snapshot(time.monotonic()).members}
+        log.info("directory: %s; %d members", what, len(living))
+        self._states = {replica_id: state for replica_id, state in self._states.items() if replica_id in living}
         waiting, self._changed = self._changed, asyncio.Event()
         waiting.set()
