@@ -7,7 +7,7 @@ which slows every step a little; and the transfer between hosts.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from protocol.membership import ReplicaRole
@@ -85,17 +85,21 @@ class PairingPolicy:
             routes += [Route(prefill, decode) for prefill in prefills for decode in partners]
         if not routes:
             routes = [Route(None, view) for view in (*decodes, *prefills)]
-        return min(routes, key=lambda route: _cost(request, route), default=None)
+        # Once for each replica: a long prompt's chain is walked, and there are as many routes as pairs.
+        missing = {
+            view.key: request.num_tokens - view.prefixes.matched_tokens(request.chain) for view in (*prefills, *decodes)
+        }
+        return min(routes, key=lambda route: _cost(request, route, missing), default=None)
 
 
-def _cost(request: RouteRequest, route: Route) -> tuple[bool, float, int]:
+def _cost(request: RouteRequest, route: Route, missing: Mapping[ReplicaKey, int]) -> tuple[bool, float, int]:
+    """`missing` is how much of the request each replica does not hold."""
     prefill = route.prefill or route.decode
     assert prefill is not None
-    missing = request.num_tokens - prefill.prefixes.matched_tokens(request.chain)
-    cost = float(prefill.prefill_tokens + missing)
+    cost = float(prefill.prefill_tokens + missing[prefill.key])
     dispatched = prefill.dispatched
     if route.decode is not None:
-        new = request.num_tokens - route.decode.prefixes.matched_tokens(request.chain)
+        new = missing[route.decode.key]
         cost += _HELD_COST * (route.decode.kv_tokens + new)
         dispatched += route.decode.dispatched
         if prefill.address.host != route.decode.address.host:
