@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Iterator
 
 _MAX_BUFFERS = 64  # more are seldom filled by one call, and each costs even when it is not
@@ -21,25 +22,34 @@ class RangeCursor:
         self._per_call = max(1, min(_MAX_BUFFERS, call_bytes // mean))
         self._next = 0
 
-    def buffers(self) -> list[memoryview]:
-        """The next bytes, in order; empty when none are left."""
-        return self._buffers[self._next : self._next + self._per_call]
+    def send(self, sock: socket.socket) -> int:
+        """Send the next bytes; how many the socket took. Raises `OSError`, `BlockingIOError` when it takes none."""
+        return self._passed(sock.sendmsg(self._offered(), (), socket.MSG_NOSIGNAL))
 
-    def advance(self, count: int) -> None:
-        """Pass `count` bytes, at most those that `buffers` showed."""
-        self.left -= count
-        while count:
-            buffer = self._buffers[self._next]
-            if count < len(buffer):
-                self._buffers[self._next] = buffer[count:]
-                return
-            count -= len(buffer)
-            self._next += 1
+    def receive(self, sock: socket.socket) -> int:
+        """Receive the next bytes; how many came, 0 when the other side closed the connection. Raises `OSError`,
+        `BlockingIOError` when none are there."""
+        return self._passed(sock.recvmsg_into(self._offered())[0])
 
     def drop(self) -> None:
         """Pass all that is left and let go of the memory, which could not be unmapped otherwise."""
         self._buffers = []
         self._next = self.left = 0
+
+    def _offered(self) -> list[memoryview]:
+        return self._buffers[self._next : self._next + self._per_call]
+
+    def _passed(self, count: int) -> int:
+        self.left -= count
+        rest = count
+        while rest:
+            buffer = self._buffers[self._next]
+            if rest < len(buffer):
+                self._buffers[self._next] = buffer[rest:]
+                break
+            rest -= len(buffer)
+            self._next += 1
+        return count
 
 
 def _pieces(ranges: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:

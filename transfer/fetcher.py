@@ -11,8 +11,6 @@ Nothing here blocks its caller but `close`. Locks are held for bookkeeping only,
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -20,25 +18,25 @@ from typing import TYPE_CHECKING
 
 from protocol.handshake import PoolShape, RegionTicket
 from protocol.rooms import PeerAddress
+from transfer import span_io
 from transfer.choice import TransportName, TransportParts, landing_in, make_transports, ways_of
 from transfer.door import moved_doors
 from transfer.faults import Faults
 from transfer.int8_codec import Int8Codec
 from transfer.io_loop import IoLoop
-from transfer.jobs import FetchJob, FetchResult, OnDone, PageCopy, Peer, check_job
+from transfer.job_book import JobBook
+from transfer.jobs import FetchJob, FetchResult, OnDone, Peer, checked_targets
 from transfer.memory import SharedMemory
 from transfer.our_pool import OurPool
-from transfer.records import JobRecord, JobState, StopReason
+from transfer.records import StopReason
 from transfer.span_copy import SpanCopier
-from transfer.spans import check_pages
+from transfer.spans import Pages, checked_pages
 from transfer.transport import TransferTimings, Transport
 
 if TYPE_CHECKING:
     from transfer.cuda.memory import DeviceMemory
 
 __all__ = ["FetchJob", "FetchResult", "PageFetcher", "TransportName"]
-
-logger = logging.getLogger(__name__)
 
 
 class PageFetcher:
@@ -77,16 +75,14 @@ class PageFetcher:
         self._pool = OurPool(
             page_bytes=page_bytes, num_pages=memory.nbytes // page_bytes, layout=layout, shape=shape, codec=codec
         )
-        self._clock = clock
         self._timings = timings or TransferTimings()
-        self._idle = threading.Condition()  # guards all that follows
-        self._peers: dict[PeerAddress, Peer] = {}
-        self._records: dict[Hashable, JobRecord] = {}
-        self._unanswered = 0  # jobs whose on_done has not returned yet
-        self._closed = False
         self._landing = landing_in(memory, page_bytes=page_bytes, faults=faults)
         SpanCopier()  # compiled, on a machine's first start, before the first copy needs it
+        span_io.prepare()
         self._loop = IoLoop(name="page-fetcher", clock=clock)
+        self._jobs = JobBook(self._loop, self._pool, clock=clock)  # its lock guards the two that follow
+        self._peers: dict[PeerAddress, Peer] = {}
+        self._closed = False
         parts = TransportParts(
             loop=self._loop,
             landing=self._landing,
@@ -126,7 +122,7 @@ class PageFetcher:
             raise ValueError(f"replica {peer} has a ticket out of range: {ticket}")
         coded = self._pool.coded(peer.replica_id, ticket, cut)
         attached = Peer(address=peer, ticket=ticket, cut=cut, coded=coded)
-        with self._idle:
+        with self._jobs.lock:
             self._check_open()
             before = self._peers.get(peer)
             moved = None if before is None else moved_doors(before.ticket, ticket)
@@ -144,7 +140,7 @@ class PageFetcher:
     def detach(self, peer: PeerAddress) -> None:
         """End every copy from `peer` and let go of its memory and connections. Returns at once; the jobs are answered
         as they end. A peer that is not attached is none of our business."""
-        with self._idle:
+        with self._jobs.lock:
             attached = self._peers.pop(peer, None)
         if attached is not None:
             self._release(attached)
@@ -157,59 +153,52 @@ class PageFetcher:
         Raises `ValueError` for what only the caller can get wrong: target pages that are not ours or named twice,
         lists of unequal length, a key in use.
         """
-        with self._idle:
+        with self._jobs.lock:
             self._check_open()
-            if job.key in self._records:
+            if self._jobs.find(job.key) is not None:
                 raise ValueError(f"a fetch with key {job.key!r} is running already")
             peer = self._peers.get(job.peer)
-            cut = peer.cut if peer is not None else None
-            if job.grain_tokens == (0 if cut is None else cut.counted_tokens):  # else it is refused below
-                check_job(job, num_pages=self._pool.num_units(cut))
-            record = JobRecord(job=job, peer=peer, on_done=on_done, fetched_at=self._clock())
-            self._records[job.key] = record
-            self._unanswered += 1
-        error = self._what_is_wrong(job, peer)
-        if error is not None or peer is None or not job.target_pages:
-            if error is not None:
-                record.errors.append(error)
-            self._loop.call_soon(lambda: self._finish(record, ok=error is None))
+            counts_alike = job.grain_tokens == _counted_tokens(peer)  # else it is refused below
+            cut = None if peer is None else peer.cut
+            targets = checked_targets(job, num_pages=self._pool.num_units(cut)) if counts_alike else None
+            record = self._jobs.add(job, peer, on_done)
+        try:
+            attached, sources = self._checked(job, peer)
+        except ValueError as error:
+            self._jobs.answer(record, error=str(error))
             return
-        record.paths = self._ways_to(peer)
-        if job.deadline != float("inf"):
-            record.timer = self._loop.call_at(job.deadline, lambda: self._stop(record, StopReason.DEADLINE))
-        self._attempt(record)
+        if targets is not None and len(targets):
+            self._jobs.begin(record, sources, targets, self._ways_to(attached))
+        else:
+            self._jobs.answer(record, error=None)
 
     def cancel(self, key: Hashable) -> None:
         """Ask the job to end soon; `on_done` tells when it has. A job that is done, or unknown, is left alone; one that
         completes at this very moment is answered with success."""
-        with self._idle:
-            record = self._records.get(key)
+        record = self._jobs.find(key)
         if record is not None:
-            self._stop(record, StopReason.CANCELLED)
+            self._jobs.stop(record, StopReason.CANCELLED)
 
     @property
     def num_jobs(self) -> int:
         """Jobs not answered yet."""
-        with self._idle:
-            return self._unanswered
+        return self._jobs.num_unanswered
 
     def close(self) -> None:
         """End every job, then every thread and connection. Not to be called from `on_done`.
 
         Raises `TimeoutError` when a job does not end in time; the memory must then be kept.
         """
-        with self._idle:
+        with self._jobs.lock:
             if self._closed:
                 return
             self._closed = True
-            records = list(self._records.values())
-        for record in records:
-            self._stop(record, StopReason.CLOSED)
-        with self._idle:
-            if not self._idle.wait_for(lambda: self._unanswered == 0, self._timings.close_s):
-                raise TimeoutError(f"{self._unanswered} fetches have not ended after {self._timings.close_s} s")
-            peers = list(self._peers)
-        for peer in peers:
+        for record in self._jobs.records():
+            self._jobs.stop(record, StopReason.CLOSED)
+        if not self._jobs.wait_empty(self._timings.close_s):
+            left = self._jobs.num_unanswered
+            raise TimeoutError(f"{left} fetches have not ended after {self._timings.close_s} s")
+        for peer in list(self._peers):
             self.detach(peer)
         for transport in self._transports:
             transport.close(timeout_s=self._timings.close_s)
@@ -222,18 +211,21 @@ class PageFetcher:
         if self._closed:
             raise RuntimeError("the fetcher is closed")
 
-    def _what_is_wrong(self, job: FetchJob, peer: Peer | None) -> str | None:
+    def _checked(self, job: FetchJob, peer: Peer | None) -> tuple[Peer, Pages]:
+        """The peer and its pages, if they can be had. Raises `ValueError` that says why not."""
         if peer is None:
-            return f"replica {job.peer.replica_id}, boot {job.peer.boot}, is not attached"
+            raise ValueError(f"replica {job.peer.replica_id}, boot {job.peer.boot}, is not attached")
         if len(job.source_pages) > peer.num_pages:
-            return f"{len(job.source_pages)} pages asked for, of a peer's pool of {peer.num_pages}"
+            raise ValueError(f"{len(job.source_pages)} pages asked for, of a peer's pool of {peer.num_pages}")
         if not self._ways_to(peer):
             names = " and ".join(transport.name for transport in self._transports)
-            return f"replica {job.peer.replica_id} cannot be reached by {names}"
-        tokens = 0 if peer.cut is None else peer.cut.counted_tokens
+            raise ValueError(f"replica {job.peer.replica_id} cannot be reached by {names}")
+        tokens = _counted_tokens(peer)
         if job.grain_tokens != tokens:
-            return f"the job counts in grains of {job.grain_tokens} tokens, pages are taken in grains of {tokens}"
-        return check_pages(job.source_pages, num_pages=peer.num_pages, whose="the peer's")
+            raise ValueError(
+                f"the job counts in grains of {job.grain_tokens} tokens, pages are taken in grains of {tokens}"
+            )
+        return peer, checked_pages(job.source_pages, num_pages=peer.num_pages, whose="the peer's")
 
     def _ways_to(self, peer: Peer) -> list[Transport]:
         return [
@@ -242,78 +234,13 @@ class PageFetcher:
             if transport.reaches(peer.ticket) and (peer.cut is None or transport.takes_grains)
         ]
 
-    def _attempt(self, record: JobRecord) -> None:
-        """Give the job to the next transport."""
-        assert record.peer is not None
-        with self._idle:
-            transport = record.paths.pop(0)
-            copy = PageCopy(
-                job=record.job,
-                peer=record.peer,
-                page_bytes=self._pool.unit_bytes(record.peer.cut),
-                queued_at=record.fetched_at,
-                on_ended=lambda copy, error: self._ended(record, transport, error),
-                stop_requested=record.state is JobState.STOPPING,
-            )
-            record.copy, record.transport = copy, transport
-        transport.start(copy)
-
-    def _ended(self, record: JobRecord, transport: Transport, error: str | None) -> None:
-        """A transport has finished with its copy, in one of its threads."""
-        if error is None:
-            self._finish(record, ok=True)
-            return
-        with self._idle:
-            record.errors.append(f"{transport.name}: {error}")
-            again = record.state is JobState.COPYING and bool(record.paths)
-        if again:
-            self._attempt(record)
-        else:
-            self._finish(record, ok=False)
-
-    def _stop(self, record: JobRecord, reason: StopReason) -> None:
-        with self._idle:
-            if record.state is not JobState.COPYING:
-                return
-            record.move_to(JobState.STOPPING)
-            record.stop_reason = reason
-            copy, transport = record.copy, record.transport
-        if copy is not None and transport is not None:
-            transport.stop(copy)
-
     def _release(self, attached: Peer) -> None:
-        with self._idle:
-            records = [record for record in self._records.values() if record.peer is attached]
-        for record in records:
-            self._stop(record, StopReason.DETACHED)
+        for record in self._jobs.records(of=attached):
+            self._jobs.stop(record, StopReason.DETACHED)
         for transport in self._transports:
             transport.detach(attached)
 
-    def _finish(self, record: JobRecord, *, ok: bool) -> None:
-        now, copy = self._clock(), record.copy
-        with self._idle:
-            record.move_to(JobState.DONE)
-            del self._records[record.job.key]
-        if record.timer is not None:
-            record.timer.cancel()
-        reason = record.stop_reason
-        error = "; ".join(record.errors if reason is None else [reason.value, *record.errors])
-        started = now if copy is None or copy.started_at is None else copy.started_at
-        result = FetchResult(
-            key=record.job.key,
-            peer=record.job.peer,
-            ok=ok,
-            error=None if ok else error,
-            cancelled=not ok and reason is StopReason.CANCELLED,
-            bytes=len(record.job.target_pages) * self._pool.unit_bytes(record.peer.cut if record.peer else None),
-            seconds=now - started,
-            queued_seconds=started - record.fetched_at,
-            transport="" if record.transport is None else record.transport.name,
-        )
-        try:
-            record.on_done(result)
-        except Exception:  # the caller's bug must not end the thread that others' copies depend on
-            logger.exception("on_done of fetch %r failed", record.job.key)
-        with self._idle:
-            self._unanswered -= 1
-            self._idle.notify_all()
+
+def _counted_tokens(peer: Peer | None) -> int:
+    """Of the grains that jobs from `peer` count in; 0 where they count pages."""
+    return 0 if peer is None or peer.cut is None else peer.cut.counted_tokens

@@ -5,6 +5,7 @@ A *packer* writes some grains one behind the other as they are to be sent; it re
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -40,20 +41,19 @@ class GrainCursor:
         self._packed: Bytes = np.empty(min(self._most, len(grains)) * size, dtype=np.uint8)
         self._ready = memoryview(b"")
 
-    def buffers(self) -> list[memoryview]:
-        """The next bytes, in order; empty when none are left. Raises `GrainChanged`."""
-        if not self._ready and self._pack is not None and self._next < len(self._grains):
+    def send(self, sock: socket.socket) -> int:
+        """Send the next bytes; how many the socket took. Raises `GrainChanged`, and `OSError`, `BlockingIOError` when
+        it takes none."""
+        if not self._ready and self._pack is not None:
             batch = self._grains[self._next : self._next + self._most]
             packed = self._packed[: len(batch) * self._size]
             self._pack(self._next, batch, packed)
             self._ready = packed.data
             self._next += len(batch)
-        return [self._ready] if self._ready else []
-
-    def advance(self, count: int) -> None:
-        """Pass `count` bytes, at most those that `buffers` showed."""
-        self.left -= count
-        self._ready = self._ready[count:]
+        sent = sock.send(self._ready, socket.MSG_NOSIGNAL)
+        self.left -= sent
+        self._ready = self._ready[sent:]
+        return sent
 
     def drop(self) -> None:
         """Pass all that is left and let go of the memory, which could not be unmapped otherwise."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from protocol.handshake import RegionTicket
 from protocol.rooms import PeerAddress
 from transfer.faults import CopySite
 from transfer.int8_codec import Int8Codec
 from transfer.layout import Cut
-from transfer.spans import check_pages
+from transfer.spans import Pages, checked_pages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,18 +41,21 @@ class FetchJob:
     """On the fetcher's clock."""
 
 
-def check_job(job: FetchJob, *, num_pages: int) -> None:
-    """Raises `ValueError` for what the caller got wrong, given our own pool of `num_pages` pages."""
-    targets, count = job.target_pages, len(job.target_pages)
+def checked_targets(job: FetchJob, *, num_pages: int) -> Pages:
+    """The job's target pages, in our own pool of `num_pages` pages. Raises `ValueError` for what the caller got
+    wrong."""
+    count = len(job.target_pages)
     if len(job.source_pages) != count or len(job.checksums) not in (0, count):
         raise ValueError(
             f"{len(job.source_pages)} source pages and {len(job.checksums)} checksums for {count} target pages"
         )
-    error = check_pages(targets, num_pages=num_pages, whose="our")
-    if error is not None:
-        raise ValueError(error)
-    if len(set(targets)) != count:
-        raise ValueError(f"{count - len(set(targets))} of {count} target pages are named twice")
+    targets = checked_pages(job.target_pages, num_pages=num_pages, whose="our")
+    named = np.zeros(num_pages, dtype=np.bool_)
+    named[targets] = True
+    twice = count - np.count_nonzero(named)
+    if twice:
+        raise ValueError(f"{twice} of {count} target pages are named twice")
+    return targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +116,9 @@ class PageCopy:
 
     job: FetchJob
     peer: Peer
+    sources: Pages
+    targets: Pages
+    """The job's lists of pages, as arrays."""
     page_bytes: int
     """Of a grain, where the peer's pages are taken apart."""
     queued_at: float
@@ -123,7 +131,7 @@ class PageCopy:
 
     @property
     def num_pages(self) -> int:
-        return len(self.job.target_pages)
+        return len(self.targets)
 
     @property
     def total_bytes(self) -> int:

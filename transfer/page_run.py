@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
 from transfer.jobs import PageCopy
 from transfer.landing import Landing
 from transfer.span_copy import Bytes, SpanCopier, Spans
+from transfer.spans import Pages
 
 _VERIFIED_BLOCK_BYTES = 256 << 10
 _PLAIN_BLOCK_BYTES = 4 << 20
@@ -23,13 +21,10 @@ class PageRun:
     not, they are written past the caches: nobody reads them before the whole prompt is there.
     """
 
-    def __init__(
-        self, landing: Landing, copy: PageCopy, source: Bytes, pages: npt.ArrayLike, *, transport: str
-    ) -> None:
-        listed = np.asarray(pages, dtype=np.int64)
-        job, size, first = copy.job, copy.page_bytes, copy.done_pages
-        verified = any(job.checksums[first : first + len(listed)])
-        spans = Spans.of_pages(listed, job.target_pages[first : first + len(listed)], size)
+    def __init__(self, landing: Landing, copy: PageCopy, source: Bytes, pages: Pages, *, transport: str) -> None:
+        size, first, last = copy.page_bytes, copy.done_pages, copy.done_pages + len(pages)
+        verified = any(copy.job.checksums[first:last])
+        spans = Spans.of_pages(pages, copy.targets[first:last], size)
         streaming = not verified and copy.total_bytes >= _STREAMED_BYTES
         self._landing = landing
         self._copy = copy

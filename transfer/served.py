@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from protocol.handshake import PoolShape
-from transfer.cursor import RangeCursor
 from transfer.grain_cursor import GrainCursor, SealedInt8, as_stored, sealed_bytes
 from transfer.grains import PoolGrains
 from transfer.int8_codec import Int8Codec
-from transfer.packed_cursor import PACKED_BELOW, PackedCursor
+from transfer.span_io import socket_spans
 from transfer.spans import Runs
 from transfer.wire import Want
 from transfer.wire_grains import ask_bytes, asked_grid, decode_checksums, expand
@@ -53,19 +53,11 @@ class Outgoing(Protocol):
     def left(self) -> int:
         """Bytes not passed yet."""
 
-    def buffers(self) -> list[memoryview]:
-        """The next bytes, in order; empty when none are left."""
-
-    def advance(self, count: int) -> None:
-        """Pass `count` bytes, at most those that `buffers` showed."""
+    def send(self, sock: socket.socket) -> int:
+        """Send the next bytes; how many the socket took. Raises `OSError`, `BlockingIOError` when it takes none."""
 
     def drop(self) -> None:
         """Pass all that is left and let go of the memory."""
-
-
-def nothing(region: ServedRegion) -> Outgoing:
-    """No bytes at all."""
-    return RangeCursor(region.view, (), call_bytes=1)
 
 
 def asked(
@@ -79,10 +71,7 @@ def asked(
     size = region.page_bytes
     if not runs_are_inside(runs, head, num_pages=region.num_pages, page_bytes=size):
         return None
-    if head.byte_length < PACKED_BELOW * len(runs):
-        offsets, lengths = np.ascontiguousarray(runs.T * size)
-        return PackedCursor(region.view, offsets, lengths, call_bytes=call_bytes)
-    return RangeCursor(region.view, (runs * size).tolist(), call_bytes=call_bytes)
+    return socket_spans(region.view, *(runs.T * size), call_bytes=call_bytes)
 
 
 def _grains(

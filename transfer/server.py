@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from protocol.handshake import PoolShape, RegionTicket
+from transfer import span_io
 from transfer.door import Door
 from transfer.int8_codec import Int8Codec
 from transfer.io_loop import IoLoop
@@ -73,6 +74,7 @@ class PageServer:
             shape=shape,
             codec=codec,
         )
+        span_io.prepare()
         self._timings = timings or TransferTimings()
         tcp_host = resolve(host)
         tcp = listen_tcp(resolve(bind_host or host))

@@ -238,8 +238,7 @@ class ShmTransport:
             copy.started_at = self._clock()
         if copy.peer.cut is not None:
             return self._copy_grains(copy, PoolGrains(source, copy.peer.cut.source))
-        left = copy.job.source_pages[copy.done_pages :]
-        run = PageRun(self._landing, copy, source, left, transport=self.name)
+        run = PageRun(self._landing, copy, source, copy.sources[copy.done_pages :], transport=self.name)
         while run.left:
             if copy.stop_requested:
                 raise CopyStopped("stopped")

@@ -11,6 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+Pages = npt.NDArray[np.int64]
+"""[pages]: numbers of pages, or of grains."""
+
 Runs = npt.NDArray[np.int64]
 """[runs, 2]: the first page of each run of adjacent pages, and how many there are."""
 
@@ -38,7 +41,7 @@ def coalesce(source_pages: Sequence[int], target_pages: Sequence[int]) -> list[S
     return spans
 
 
-def runs(pages: Sequence[int]) -> Runs:
+def runs(pages: npt.ArrayLike) -> Runs:
     """The runs of adjacent pages that `pages` consist of, in order."""
     listed = np.asarray(pages, dtype=np.int64)
     starts = np.flatnonzero(np.diff(listed, prepend=listed[:1] - 2) != 1)
@@ -62,8 +65,12 @@ def blocks(spans: Sequence[Span], *, max_pages: int) -> Iterator[list[Span]]:
         yield block
 
 
-def check_pages(pages: Sequence[int], *, num_pages: int, whose: str) -> str | None:
-    """What is wrong with `pages` as indices into a pool of `num_pages` pages, or None."""
-    if pages and not (min(pages) >= 0 and max(pages) < num_pages):
-        return f"pages {min(pages)} to {max(pages)} are not all in {whose} pool of {num_pages} pages"
-    return None
+def checked_pages(pages: Sequence[int], *, num_pages: int, whose: str) -> Pages:
+    """`pages` as an array. Raises `ValueError` when they are not all in a pool of `num_pages` pages."""
+    try:
+        listed = np.array(pages, dtype=np.int64)
+        if not listed.size or (listed.min() >= 0 and listed.max() < num_pages):
+            return listed
+    except OverflowError:  # numbers that not even a page could have
+        pass
+    raise ValueError(f"pages {min(pages)} to {max(pages)} are not all in {whose} pool of {num_pages} pages")

@@ -205,11 +205,10 @@ class PageConnection:
             if budget <= 0:
                 return
             self._landing.before(copy, self._transport)
-            count = self._sock.recvmsg_into(payload.buffers())[0]
+            count = payload.receive(self._sock)
             if count == 0:
                 raise WireError("the peer closed the connection in the middle of a page")
             budget -= count
-            payload.received(count)
         self._end_copy(None)
         self._become_idle()
 

@@ -5,24 +5,21 @@ A payload belongs to the connection whose copy it is for, and lives as long as t
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
-from transfer.cursor import RangeCursor
 from transfer.grain_cursor import sealed_bytes
 from transfer.grains import Bytes
 from transfer.jobs import PageCopy, Peer
 from transfer.landing import Landing
-from transfer.packed_cursor import PACKED_BELOW
-from transfer.span_copy import PackedRun, SpanCopier
-from transfer.spans import Runs, runs
+from transfer.span_io import socket_spans
+from transfer.spans import runs
 from transfer.wire import Want
 from transfer.wire_grains import encode_ask, encode_checksums
 from transfer.wire_requests import encode_request
-
-_PACKED_BYTES = 512 << 10
 
 
 class Payload(Protocol):
@@ -32,11 +29,9 @@ class Payload(Protocol):
     def left(self) -> int:
         """Bytes not received yet."""
 
-    def buffers(self) -> list[memoryview]:
-        """Where the next bytes go."""
-
-    def received(self, count: int) -> None:
-        """`count` bytes were put there. Raises `LandingError` when what is complete now is not what was promised."""
+    def receive(self, sock: socket.socket) -> int:
+        """Receive the next bytes; how many came, 0 when the peer closed the connection. Raises `LandingError` when what
+        is complete now is not what was promised, and `OSError`, `BlockingIOError` when no bytes are there."""
 
     def drop(self) -> None:
         """Let go of the memory."""
@@ -64,7 +59,7 @@ def encode_copy(key: bytes, copy: PageCopy, *, job: int) -> bytes:
         key,
         boot=copy.peer.address.boot,
         job=job,
-        runs=runs(copy.job.source_pages),
+        runs=runs(copy.sources),
         page_bytes=bytes_on_the_way(copy) // copy.num_pages,
         ask=b"" if cut is None else encode_ask(cut.source),
         rest=encode_checksums(copy.job.checksums, copy.num_pages) if coded is not None else b"",
@@ -86,69 +81,32 @@ def payload_of(landing: Landing, copy: PageCopy, *, transport: str, call_bytes: 
             landing.packed(copy, transport, grains)
 
         return GrainPayload(land, count=copy.num_pages, size=copy.page_bytes, call_bytes=call_bytes)
-    targets = runs(copy.job.target_pages)
-    if copy.total_bytes < PACKED_BELOW * len(targets):
-        return ScatteredPayload(landing, copy, targets, transport=transport)
-    return PagePayload(landing, copy, targets, transport=transport, call_bytes=call_bytes)
+    return PagePayload(landing, copy, transport=transport, call_bytes=call_bytes)
 
 
 class PagePayload:
     """Receives straight into the target pages, which are verified as they complete."""
 
-    def __init__(self, landing: Landing, copy: PageCopy, targets: Runs, *, transport: str, call_bytes: int) -> None:
+    def __init__(self, landing: Landing, copy: PageCopy, *, transport: str, call_bytes: int) -> None:
         self._landing = landing
         self._copy = copy
         self._transport = transport
-        self._cursor = RangeCursor(landing.view, (targets * copy.page_bytes).tolist(), call_bytes=call_bytes)
+        offsets, lengths = runs(copy.targets).T * copy.page_bytes
+        self._spans = socket_spans(landing.view, offsets, lengths, call_bytes=call_bytes)
 
     @property
     def left(self) -> int:
-        return self._cursor.left
+        return self._spans.left
 
-    def buffers(self) -> list[memoryview]:
-        return self._cursor.buffers()
-
-    def received(self, count: int) -> None:
-        copy = self._copy
-        self._cursor.advance(count)
-        complete = (copy.total_bytes - self._cursor.left) // copy.page_bytes - copy.done_pages
+    def receive(self, sock: socket.socket) -> int:
+        copy, count = self._copy, self._spans.receive(sock)
+        complete = (copy.total_bytes - self._spans.left) // copy.page_bytes - copy.done_pages
         if complete:
             self._landing.landed(copy, self._transport, complete)
+        return count
 
     def drop(self) -> None:
-        self._cursor.drop()
-
-
-class ScatteredPayload:
-    """Receives into a buffer that stays in the cache, and puts what came into the many short runs of target pages from
-    there; pages are verified in their places as they complete."""
-
-    def __init__(self, landing: Landing, copy: PageCopy, targets: Runs, *, transport: str) -> None:
-        self._landing = landing
-        self._copy = copy
-        self._transport = transport
-        offsets, lengths = np.ascontiguousarray(targets.T * copy.page_bytes)
-        packed = np.empty(min(_PACKED_BYTES, copy.total_bytes), dtype=np.uint8)
-        self._run: PackedRun | None = SpanCopier().scatter(landing.bytes, offsets, lengths, out_of=packed)
-        self._packed = packed.data
-
-    @property
-    def left(self) -> int:
-        return 0 if self._run is None else self._run.left
-
-    def buffers(self) -> list[memoryview]:
-        return [self._packed[: self.left]] if self.left else []
-
-    def received(self, count: int) -> None:
-        assert self._run is not None
-        copy = self._copy
-        self._run.advance(count)
-        complete = (copy.total_bytes - self._run.left) // copy.page_bytes - copy.done_pages
-        if complete:
-            self._landing.landed(copy, self._transport, complete)
-
-    def drop(self) -> None:
-        self._run = None
+        self._spans.drop()
 
 
 class GrainPayload:
@@ -160,16 +118,15 @@ class GrainPayload:
         self._packed = np.empty(min(max(1, call_bytes // size), count) * size, dtype=np.uint8)
         self._filled = 0
 
-    def buffers(self) -> list[memoryview]:
+    def receive(self, sock: socket.socket) -> int:
         end = min(len(self._packed), self._filled + self.left)
-        return [self._packed[self._filled : end].data] if self.left else []
-
-    def received(self, count: int) -> None:
+        count = sock.recv_into(self._packed[self._filled : end].data)
         self.left -= count
         self._filled += count
         if self._filled == len(self._packed) or not self.left:
             self._land(self._packed[: self._filled])
             self._filled = 0
+        return count
 
     def drop(self) -> None:
         self.left = 0

@@ -138,7 +138,7 @@ def test_a_shortened_file_is_noticed(pool, tmp_path):
     with closing(receiver_in(tmp_path)) as (receiver,):
         receiver.fetcher.attach(pool.address, pool.ticket)
         result = receiver.fetch(pool.address, [1, 2, 3], [1, 2, 3], checksums=checksums)
-        assert "has 5000 bytes where its index promises 12288" in result.error
+        assert "has 5000 bytes where its index promises 8192" in result.error
 
 
 @pytest.mark.parametrize("content", [b"", b"no index", b"pd-kv-1\n" + bytes(12) + b"\x63" + bytes(11)])

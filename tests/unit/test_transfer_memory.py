@@ -19,11 +19,9 @@ from hypothesis import strategies as st
 from transfer_pools import open_fds
 
 from transfer.checksum import page_checksums
-from transfer.cursor import RangeCursor
 from transfer.memory import PeerMemory, SharedMemory, host_id
-from transfer.packed_cursor import PackedCursor
 from transfer.prefault import Prefault
-from transfer.spans import blocks, check_pages, coalesce, runs
+from transfer.spans import blocks, checked_pages, coalesce, runs
 
 PAGES = st.lists(st.integers(0, 20), max_size=30)
 
@@ -173,33 +171,8 @@ def test_runs_are_the_pages_in_order(pages):
 
 
 def test_pages_outside_are_told():
-    assert check_pages([], num_pages=1, whose="our") is None
-    assert check_pages([0, 4], num_pages=5, whose="our") is None
-    assert check_pages([5], num_pages=5, whose="our") == "pages 5 to 5 are not all in our pool of 5 pages"
-
-
-@pytest.mark.parametrize("packed", [False, True])
-@settings(deadline=None, derandomize=True, max_examples=30)
-@given(
-    ranges=st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), max_size=10),
-    call_bytes=st.integers(1, 200),
-    data=st.data(),
-)
-def test_a_cursor_shows_every_byte_once(packed, ranges, call_bytes, data):
-    memory = memoryview(bytes(range(100)))
-    if packed:
-        offsets, lengths = np.array(ranges, dtype=np.int64).reshape(-1, 2).T.copy()
-        cursor = PackedCursor(memory, offsets, lengths, call_bytes=call_bytes)
-    else:
-        cursor = RangeCursor(memory, ranges, call_bytes=call_bytes)
-    seen = b""
-    while cursor.left:
-        buffers = cursor.buffers()
-        assert all(0 < len(buffer) <= call_bytes for buffer in buffers)
-        shown = b"".join(buffers)
-        assert 0 < len(shown) <= cursor.left
-        taken = data.draw(st.integers(0, len(shown)))
-        seen += shown[:taken]
-        cursor.advance(taken)
-    assert cursor.buffers() == []
-    assert seen == b"".join(bytes(memory[offset : offset + length]) for offset, length in ranges)
+    assert checked_pages([], num_pages=1, whose="our").tolist() == []
+    assert checked_pages([0, 4], num_pages=5, whose="our").tolist() == [0, 4]
+    for pages, found in (([5], "5 to 5"), ([3, -1], "-1 to 3"), ([0, 2**80], f"0 to {2**80}")):
+        with pytest.raises(ValueError, match=f"pages {found} are not all in our pool of 5 pages"):
+            checked_pages(pages, num_pages=5, whose="our")

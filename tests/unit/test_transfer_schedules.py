@@ -27,13 +27,10 @@ def small_pieces():
         patch.setattr("transfer.page_run._VERIFIED_BLOCK_BYTES", 3 * PAGE)
         patch.setattr("transfer.page_run._PLAIN_BLOCK_BYTES", 2 * PAGE)
         patch.setattr("transfer.page_run._STREAMED_BYTES", 5 * PAGE)
-        patch.setattr("transfer.tcp_payload.PACKED_BELOW", 2 * PAGE)
-        patch.setattr("transfer.tcp_payload._PACKED_BYTES", 500)
-        patch.setattr("transfer.served.PACKED_BELOW", 2 * PAGE)
         patch.setattr("transfer.tcp_connection._CALL_BYTES", 300)
         patch.setattr("transfer.tcp_connection._TURN_BYTES", 1000)
         patch.setattr("transfer.serving._CALL_BYTES", 700)
-        patch.setattr("transfer.serving._TURN_BYTES", 2000)
+        patch.setattr("transfer.sending._TURN_BYTES", 2000)
         yield
 
 

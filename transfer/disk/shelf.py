@@ -12,9 +12,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from transfer.disk.index import IndexReader, Place, Refusal, pack_name
+from transfer.span_copy import Bytes, Numbers
+from transfer.span_io import read_spans
 
 _MAX_OPEN = 64
 
@@ -85,31 +85,27 @@ class OpenPacks:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._fds: dict[int, int] = {}
+        self._fds: dict[int, int] = {}  # the one that was used last at the end
 
-    def read(self, places: Sequence[Place], buffers: Sequence[memoryview]) -> None:
-        """Fill `buffers`, one per place and all of a page's size. Raises `PackGone` and `OSError`."""
-        listed = np.array([(place.pack, place.place) for place in places], dtype=np.int64)
-        steps = np.diff(listed, axis=0)
-        ends = [*(np.flatnonzero((steps[:, 0] != 0) | (steps[:, 1] != 1)) + 1).tolist(), len(places)]
-        start = 0
-        for end in ends:
-            self._read_run(places[start], buffers[start:end])
-            start = end
+    def read(self, places: Sequence[Place], memory: Bytes, targets: Numbers, size: int) -> None:
+        """Read the pages of `size` bytes at `places` to `targets`, bytes of `memory`. Raises `PackGone` and
+        `OSError`."""
+        for start in range(0, len(places), _MAX_OPEN):
+            some = slice(start, start + _MAX_OPEN)
+            fds = [self._fd(place.pack) for place in places[some]]
+            offsets = [place.place * size for place in places[some]]
+            done = read_spans(fds, offsets, memory, targets[some], size)
+            if done < len(fds):
+                found, promised = os.fstat(fds[done]).st_size, offsets[done] + size
+                raise OSError(f"a pack in {self._path} has {found} bytes where its index promises {promised}")
 
     def close(self) -> None:
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
 
-    def _read_run(self, first: Place, buffers: Sequence[memoryview]) -> None:
-        size = buffers[0].nbytes
-        found, expected = os.preadv(self._fd(first.pack), buffers, first.place * size), size * len(buffers)
-        if found != expected:
-            raise OSError(f"a pack in {self._path} has {found} bytes where its index promises {expected}")
-
     def _fd(self, pack: int) -> int:
-        fd = self._fds.get(pack)
+        fd = self._fds.pop(pack, None)
         if fd is None:
             if len(self._fds) >= _MAX_OPEN:
                 os.close(self._fds.pop(next(iter(self._fds))))
@@ -117,5 +113,5 @@ class OpenPacks:
                 fd = os.open(self._path / pack_name(pack), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             except FileNotFoundError:
                 raise PackGone(pack) from None
-            self._fds[pack] = fd
+        self._fds[pack] = fd
         return fd

@@ -77,7 +77,7 @@ class DiskTransport:
 
     def attach(self, peer: Peer) -> None:
         with self._lock:
-            self._shelf(peer)
+            self._shelves[peer] = self._new_shelf(peer)  # attached again, its folder has moved
 
     def start(self, copy: PageCopy) -> None:
         error = "stopped"
@@ -158,8 +158,7 @@ class DiskTransport:
         if copy.started_at is None:
             copy.started_at = self._clock()
         self._landing.before(copy, self.name)
-        targets = job.target_pages[block][: len(places)]
-        packs.read(places, [self._landing.view[page * size : (page + 1) * size] for page in targets])
+        packs.read(places, self._landing.bytes, copy.targets[block][: len(places)] * size, size)
         self._landing.landed(copy, self.name, len(places))
         return True
 
@@ -209,7 +208,10 @@ class DiskTransport:
                 self._crew.push(copy)
 
     def _shelf(self, peer: Peer) -> Shelf:
-        return self._shelves.setdefault(peer, Shelf(self._folder / peer.ticket.doors[self.name]))
+        return self._shelves.setdefault(peer, self._new_shelf(peer))
+
+    def _new_shelf(self, peer: Peer) -> Shelf:
+        return Shelf(self._folder / peer.ticket.doors[self.name])
 
     def _end_soon(self, copy: PageCopy, error: str) -> None:
         self._loop.call_soon(lambda: copy.on_ended(copy, error))
