@@ -249,13 +249,14 @@ def test_it_takes_two(gives, takes):
         del memory
 
 
-def test_requests_beyond_the_pool_are_not_even_read(peer):
+@pytest.mark.parametrize("runs", [[(0, 2**31)], [(0, 0)], [(0, 0), (1, 0)]])
+def test_requests_for_more_or_less_than_the_pool_has_are_not_even_read(peer, runs):
     """Each page asked for costs the giver memory for its checksum, before it can look at the request's tag."""
     with (
         closing(Asker(peer, want=Want.INT8)) as (asker,),
         pytest.raises((AssertionError, ConnectionError), match=r"closed|reset"),
     ):
-        asker.ask(1, (32, 0, 4), [(0, 2**31)])
+        asker.ask(1, (32, 0, 4), runs)
 
 
 def test_a_peer_that_promises_what_it_does_not_serve_fails_the_copy():

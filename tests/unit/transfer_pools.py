@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
+from protocol.handshake import PoolShape
 from protocol.rooms import PeerAddress
 from transfer.checksum import page_checksums
 from transfer.choice import TransportName, is_written_by_helpers
 from transfer.doors import DoorParts, open_doors
 from transfer.faults import CopySite, InjectedFault
 from transfer.fetcher import FetchJob, FetchResult, PageFetcher
+from transfer.int8_codec import Int8Codec
 from transfer.memory import SharedMemory
 from transfer.server import PageServer
 from transfer.transport import TransferTimings
@@ -62,6 +64,8 @@ class ServedPool:
         clock: Callable[[], float] | None = None,
         transport: TransportName = "auto",
         folder: Path | None = None,
+        shape: PoolShape | None = None,
+        codec: Int8Codec | None = None,
     ) -> None:
         self.page_bytes = page_bytes
         self.memory = SharedMemory(page_bytes * num_pages)
@@ -86,6 +90,8 @@ class ServedPool:
             page_bytes=page_bytes,
             num_pages=num_pages,
             layout=LAYOUT,
+            shape=shape,
+            codec=codec,
             host="127.0.0.1",
             boot=boot,
             secret=secret,
