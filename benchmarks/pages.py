@@ -14,19 +14,48 @@ LAYOUT = "benchmark"
 BOOT = 1
 ADDRESS = PeerAddress("peer", BOOT, "127.0.0.1", 1)
 
-PageChooser = Callable[[int, int], tuple[list[int], list[int]]]
+PageLists = tuple[list[int], list[int]]
+"""Source and target pages."""
+
+PageChooser = Callable[[int, int], PageLists]
 """Source and target pages, given how many are wanted and the pages of each pool."""
 
 
-def contiguous(count: int, num_pages: int) -> tuple[list[int], list[int]]:
+def contiguous(count: int, num_pages: int) -> PageLists:
     """Source and target pages of one span."""
     return list(range(count)), list(range(count))
 
 
-def scattered(count: int, num_pages: int) -> tuple[list[int], list[int]]:
+def scattered(count: int, num_pages: int) -> PageLists:
     """Source and target pages at random: nearly as many spans as pages."""
     random = np.random.default_rng(count)
     return random.permutation(num_pages)[:count].tolist(), random.permutation(num_pages)[:count].tolist()
+
+
+class Fresh:
+    """Pages in turns: each call takes `count` pages of pools of `num_pages` that the last ones did not, as far as
+    there are any."""
+
+    def __init__(self, count: int, num_pages: int) -> None:
+        self._count = count
+        self._next = 0
+        self._first = range(0, num_pages - count + 1, count)
+        random = np.random.default_rng(count)
+        self._mixed = [random.permutation(num_pages).tolist() for _ in range(2)]
+
+    def contiguous(self) -> PageLists:
+        pages = list(self._take())
+        return pages, pages
+
+    def scattered(self) -> PageLists:
+        places = self._take()
+        source, target = ([pages[place] for place in places] for pages in self._mixed)
+        return source, target
+
+    def _take(self) -> range:
+        first = self._first[self._next % len(self._first)]
+        self._next += 1
+        return range(first, first + self._count)
 
 
 def human(nbytes: int) -> str:

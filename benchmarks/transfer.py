@@ -4,9 +4,12 @@
 
 A process of its own plays the peer. Every round measures all ways one after the other, those compared with among them,
 so that a busy machine slows all of them; the table shows medians over the rounds, and shares as medians of the rounds'
-own shares. Contiguous pages form one span; scattered ones lie at random on both sides. `disk` takes pages that were
-written before, most likely out of the system's page cache, and always verifies them; how long writing took stands in a
-table of its own.
+own shares. Contiguous pages form one span; scattered ones lie at random on both sides. Every measurement takes other
+pages than those before it, so none finds them in the caches because of its place in the round. The plain stream is sent
+and received in pieces of 128 KB, which iperf3 does too. Scattered pages stand beside plain copies, one after the other,
+of private memory that is scattered in the same way: what the memory itself makes of such an order. `disk` takes pages
+that were written before, most likely out of the system's page cache, and always verifies them; how long writing took
+stands in a table of its own.
 """
 
 from __future__ import annotations
@@ -16,18 +19,18 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.pages import ADDRESS, LAYOUT, SECRET, contiguous, human, scattered
+from benchmarks.pages import ADDRESS, LAYOUT, SECRET, Fresh, PageLists, contiguous, human
 from benchmarks.report import Cell, Report, Table, add_report_options, finish
 from benchmarks.rounds import Ways, measure
 from benchmarks.timed_fetch import timed_fetch
-from benchmarks.transfer_peer import PeerReady, peer
+from benchmarks.transfer_peer import STREAM_PIECE_BYTES, PeerReady, peer
 from transfer.fetcher import FetchJob, PageFetcher, TransportName
 from transfer.memory import SharedMemory
 
@@ -60,23 +63,42 @@ class Receiver:
         for fetcher in self.fetchers.values():
             fetcher.attach(ADDRESS, ticket)
 
-    def memcpy(self, count: int) -> float:
-        """Seconds for `count` pages."""
-        nbytes, begin = count * self.page_bytes, time.perf_counter()
-        self.target[:nbytes] = self.source[:nbytes]
+    def memcpy(self, pages: PageLists) -> float:
+        """Seconds for contiguous pages, in one piece."""
+        start, size = pages[0][0] * self.page_bytes, len(pages[0]) * self.page_bytes
+        begin = time.perf_counter()
+        self.target[start : start + size] = self.source[start : start + size]
         return time.perf_counter() - begin
 
-    def plain_stream(self, count: int) -> float:
-        """Seconds for `count` pages, from the request to the last byte."""
-        nbytes, view = count * self.page_bytes, self.memory.view
-        begin, done = time.perf_counter(), 0
-        self.socket.sendall(nbytes.to_bytes(8, "big"))
+    def memcpy_each(self, pages: PageLists) -> float:
+        """Seconds for pages anywhere, one after the other."""
+        source, target = (memory.reshape(-1, self.page_bytes) for memory in (self.source, self.target))
+        pairs = [(target[there], source[here]) for here, there in zip(*pages, strict=True)]
+        begin = time.perf_counter()
+        for there, here in pairs:
+            there[...] = here
+        return time.perf_counter() - begin
+
+    def plain_stream(self, pages: PageLists) -> float:
+        """Seconds for contiguous pages, from the request to the last byte."""
+        first, nbytes = pages[0][0] * self.page_bytes, len(pages[0]) * self.page_bytes
+        view, done = self.memory.view[first : first + nbytes], 0
+        begin = time.perf_counter()
+        self.socket.sendall(first.to_bytes(8, "big") + nbytes.to_bytes(8, "big"))
         while done < nbytes:
-            done += self.socket.recv_into(view[done:nbytes])
+            done += self.socket.recv_into(view[done : done + STREAM_PIECE_BYTES])
         return time.perf_counter() - begin
 
-    def fetch(self, transport: str, source: Sequence[int], target: Sequence[int], *, verified: bool) -> float:
+    def touch_all(self) -> None:
+        """Have every page of both pools taken from the system, and mapped wherever it will be read."""
+        everything = list(range(len(self.checksums)))
+        self.memcpy((everything, everything))
+        for transport in self.fetchers:
+            self.fetch(transport, (everything, everything), verified=True)
+
+    def fetch(self, transport: str, pages: PageLists, *, verified: bool) -> float:
         """Seconds from the call of `fetch` to that of `on_done`. Raises `RuntimeError` when the fetch fails."""
+        source, target = pages
         checksums = [self.checksums[page] for page in source] if verified else []
         job = FetchJob(key=0, peer=ADDRESS, source_pages=source, target_pages=target, checksums=checksums)
         return timed_fetch(self.fetchers[transport], job, transport=transport)
@@ -90,14 +112,21 @@ class Receiver:
 
 def ways_to_move(receiver: Receiver, count: int) -> Ways:
     """Every way to move `count` pages, contiguous and scattered ones."""
-    num_pages = len(receiver.checksums)
-    ways: Ways = {"memcpy": partial(receiver.memcpy, count), "stream": partial(receiver.plain_stream, count)}
-    for kind, choose in (("", contiguous), (" scattered", scattered)):
-        pages = choose(count, num_pages)
+    pages = Fresh(count, len(receiver.checksums))
+    ways: Ways = {
+        "memcpy": lambda: receiver.memcpy(pages.contiguous()),
+        "stream": lambda: receiver.plain_stream(pages.contiguous()),
+        "memcpy scattered": lambda: receiver.memcpy_each(pages.scattered()),
+    }
+
+    def fetched(transport: str, choose: Callable[[], PageLists], verified: bool) -> float:
+        return receiver.fetch(transport, choose(), verified=verified)
+
+    for kind, choose in (("", pages.contiguous), (" scattered", pages.scattered)):
         for transport in receiver.fetchers:
             if transport != "disk":
-                ways[transport + kind] = partial(receiver.fetch, transport, *pages, verified=False)
-            ways[f"{transport} verified{kind}"] = partial(receiver.fetch, transport, *pages, verified=True)
+                ways[transport + kind] = partial(fetched, transport, choose, False)
+            ways[f"{transport} verified{kind}"] = partial(fetched, transport, choose, True)
     return ways
 
 
@@ -105,23 +134,24 @@ def bandwidth(receiver: Receiver, sizes: Sequence[int], *, rounds: int) -> list[
     """Contiguous pages beside what they are compared with, and scattered ones beside contiguous ones; all ways take
     turns in every round."""
     compared = {"shm": "memcpy", "shm verified": "memcpy", "tcp": "stream", "tcp verified": "stream"}
+    moved_apart = ("memcpy", *compared, "disk verified")
     straight = Table(
         title="bandwidth in GB/s, contiguous pages",
         columns=["bytes", "memcpy", "stream", *chain(*((way, f"of {base}") for way, base in compared.items())), "disk"],
     )
     mixed = Table(
         title=f"bandwidth in GB/s, scattered pages of {receiver.page_bytes >> 10} KB, and shares of contiguous ones",
-        columns=["bytes", *chain(*((way, "share") for way in (*compared, "disk verified")))],
+        columns=["bytes", *chain(*((way, "share") for way in moved_apart))],
     )
+    receiver.touch_all()
     for nbytes in sizes:
         moved = measure(nbytes, ways_to_move(receiver, nbytes // receiver.page_bytes), rounds=rounds)
         cells: list[Cell] = []
         for way, base in compared.items():
             cells += [moved.speed(way), moved.share(way, base)]
-        disk = "disk verified"
-        straight.add(human(nbytes), moved.speed("memcpy"), moved.speed("stream"), *cells, moved.speed(disk))
+        straight.add(human(nbytes), moved.speed("memcpy"), moved.speed("stream"), *cells, moved.speed("disk verified"))
         cells = []
-        for way in (*compared, disk):
+        for way in moved_apart:
             cells += [moved.speed(f"{way} scattered"), moved.share(f"{way} scattered", way)]
         mixed.add(human(nbytes), *cells)
     return [straight, mixed]
@@ -131,10 +161,10 @@ def latency(receiver: Receiver, sizes: Sequence[int], *, rounds: int) -> Table:
     columns = ["bytes", "transport", "verified", "p50 us", "p90 us", "p99 us"]
     table = Table(title="latency: from the call of fetch to that of on_done", columns=columns)
     for nbytes in sizes:
-        source, target = contiguous(nbytes // receiver.page_bytes, 0)
+        pages = contiguous(nbytes // receiver.page_bytes, 0)
         for transport in receiver.fetchers:
             for verified in (True,) if transport == "disk" else (False, True):
-                times = [receiver.fetch(transport, source, target, verified=verified) for _ in range(rounds)]
+                times = [receiver.fetch(transport, pages, verified=verified) for _ in range(rounds)]
                 cuts = statistics.quantiles(times, n=100)
                 table.add(
                     human(nbytes), transport, "yes" if verified else "no", *(cuts[cut] * 1e6 for cut in (49, 89, 98))

@@ -24,6 +24,9 @@ from transfer.disk.spool import Spool
 from transfer.memory import SharedMemory
 from transfer.server import PageServer
 
+STREAM_PIECE_BYTES = 128 << 10
+"""Of the plain stream, sent and received at a time."""
+
 
 class PeerReady(msgspec.Struct):
     """What the peer process says when it is up."""
@@ -76,11 +79,13 @@ def serve(page_bytes: int, num_pages: int, folder: Path) -> None:
 
 
 def stream(listener: socket.socket, view: memoryview) -> None:
-    """Answer each eight-byte length with as many bytes: the plain stream to compare with."""
+    """Answer each first byte and length, of eight bytes each, with as many bytes: the plain stream to compare with."""
     sock, _ = listener.accept()
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    while length := sock.recv(8, socket.MSG_WAITALL):
-        sock.sendall(view[: int.from_bytes(length, "big")])
+    while wanted := sock.recv(16, socket.MSG_WAITALL):
+        first, length = int.from_bytes(wanted[:8], "big"), int.from_bytes(wanted[8:], "big")
+        for start in range(first, first + length, STREAM_PIECE_BYTES):
+            sock.sendall(view[start : min(start + STREAM_PIECE_BYTES, first + length)])
 
 
 @contextmanager
