@@ -10,32 +10,19 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 
-import msgspec
-import numpy as np
-
 from benchmarks.pages import ADDRESS, LAYOUT, SECRET, contiguous, human, scattered
+from benchmarks.peer_process import PeerReady, known_bytes, peer, read_secret, say_ready, wait_for_end
 from benchmarks.report import Report, Table, add_report_options, finish
 from benchmarks.timed_fetch import timed_fetch
-from protocol.handshake import RegionTicket
 from transfer.checksum import page_checksums
 from transfer.cuda.door import CudaDoor, device_ticket
 from transfer.cuda.library import CudaDriver, CudaUnavailable
 from transfer.cuda.memory import DeviceMemory
 from transfer.fetcher import FetchJob, PageFetcher
-
-
-class PeerReady(msgspec.Struct):
-    """What the peer process says when it is up."""
-
-    ticket: RegionTicket
-    checksums: list[int]
 
 
 class DeviceCopy:
@@ -58,27 +45,14 @@ class DeviceCopy:
 
 def serve(page_bytes: int, num_pages: int) -> None:
     """Be the peer until standard input ends."""
+    read_secret()  # nobody asks for it: pages are reached by their handles
     memory = DeviceMemory(CudaDriver(), page_bytes * num_pages)
-    content = bytearray(np.random.default_rng(0).integers(0, 256, memory.nbytes, dtype=np.uint8))
+    content = bytearray(known_bytes(memory.nbytes))
     memory.write(0, content)
-    ready = PeerReady(
-        ticket=device_ticket(CudaDoor(memory), num_pages=num_pages, page_bytes=page_bytes, layout=LAYOUT),
-        checksums=page_checksums(memoryview(content), page_bytes, range(num_pages)),
-    )
-    sys.stdout.buffer.write(msgspec.json.encode(ready) + b"\n")
-    sys.stdout.flush()
-    sys.stdin.read()
-
-
-@contextmanager
-def peer(page_bytes: int, num_pages: int) -> Iterator[PeerReady]:
-    """A peer in its own process, for as long as the context lasts."""
-    command = [sys.executable, "-m", "benchmarks.cuda_ipc", "--serve", str(page_bytes), str(num_pages)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        yield msgspec.json.decode(process.stdout.readline(), type=PeerReady)
-        process.stdin.close()
+    ticket = device_ticket(CudaDoor(memory), num_pages=num_pages, page_bytes=page_bytes, layout=LAYOUT)
+    checksums = page_checksums(memoryview(content), page_bytes, range(num_pages))
+    say_ready(PeerReady(ticket=ticket, checksums=checksums))
+    wait_for_end()
 
 
 def fetch(fetcher: PageFetcher, source: Sequence[int], target: Sequence[int], checksums: Sequence[int]) -> float:
@@ -136,7 +110,8 @@ def main() -> None:
         return
     page_bytes = options.page_kb << 10
     sizes = [size for size in (1 << 20, 16 << 20, 256 << 20, 1 << 30) if size <= options.max_mb << 20]
-    with peer(page_bytes, max(sizes) // page_bytes) as ready:
+    num_pages = max(sizes) // page_bytes
+    with peer("benchmarks.cuda_ipc", "--serve", page_bytes, num_pages, ready=PeerReady) as ready:
         table = measure(cuda, ready, sizes, rounds=options.rounds)
     report = Report(
         name="cuda-ipc",

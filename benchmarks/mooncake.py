@@ -11,57 +11,35 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
 import numpy as np
 
-from benchmarks.pages import ADDRESS, BOOT, LAYOUT, SECRET, contiguous, human, scattered
+from benchmarks.pages import ADDRESS, LAYOUT, SECRET, contiguous, human, scattered
+from benchmarks.peer_process import PeerReady, filled_pool, peer, read_secret, say_ready, serve_pool, wait_for_end
 from benchmarks.report import Report, Table, add_report_options, finish
 from benchmarks.rounds import Ways, measure
 from benchmarks.timed_fetch import timed_fetch
-from protocol.handshake import RegionTicket
 from transfer.checksum import page_checksums
 from transfer.fetcher import FetchJob, PageFetcher
 from transfer.memory import SharedMemory
 from transfer.mooncake.door import MooncakeDoor
 from transfer.mooncake.library import new_engine
 from transfer.mooncake.messages import DoorAddress
-from transfer.server import PageServer
-
-
-class PeerReady(msgspec.Struct):
-    """What the peer process says when it is up."""
-
-    ticket: RegionTicket
-    checksums: list[int]
 
 
 def serve(page_bytes: int, num_pages: int) -> None:
-    """Serve a pool of random bytes until standard input ends. The secret comes first."""
-    secret = sys.stdin.buffer.read(len(SECRET))
-    memory = SharedMemory(page_bytes * num_pages)
-    memory.view[:] = np.random.default_rng(0).bytes(memory.nbytes)
+    """Be the peer until standard input ends."""
+    secret = read_secret()
+    memory = filled_pool(page_bytes * num_pages)
     door = MooncakeDoor(memory=memory, host="127.0.0.1")
-    server = PageServer(
-        memory=memory,
-        page_bytes=page_bytes,
-        num_pages=num_pages,
-        layout=LAYOUT,
-        host="127.0.0.1",
-        boot=BOOT,
-        secret=secret,
-        doors=[door],
-    )
-    ready = PeerReady(ticket=server.ticket(), checksums=page_checksums(memory.view, page_bytes, range(num_pages)))
-    sys.stdout.buffer.write(msgspec.json.encode(ready) + b"\n")
-    sys.stdout.flush()
-    sys.stdin.read()
+    server = serve_pool(memory, page_bytes=page_bytes, num_pages=num_pages, secret=secret, doors=[door])
+    checksums = page_checksums(memory.view, page_bytes, range(num_pages))
+    say_ready(PeerReady(ticket=server.ticket(), checksums=checksums))
+    wait_for_end()
     server.close()
     door.close(timeout_s=10)
 
@@ -102,20 +80,6 @@ class Receiver:
     def close(self) -> None:
         self.fetcher.close()
         self.memory.close()
-
-
-@contextmanager
-def peer(page_bytes: int, num_pages: int) -> Iterator[PeerReady]:
-    """A peer in its own process, for as long as the context lasts."""
-    command = [sys.executable, "-m", "benchmarks.mooncake", "--serve", str(page_bytes), str(num_pages)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with process:
-        process.stdin.write(SECRET)
-        process.stdin.flush()
-        yield msgspec.json.decode(process.stdout.readline(), type=PeerReady)
-        process.stdin.close()
 
 
 def bandwidth(receiver: Receiver, sizes: Sequence[int], *, rounds: int) -> Table:
@@ -172,7 +136,8 @@ def main() -> None:
         return
     page_bytes = options.page_kb << 10
     sizes = [size for size in (64 << 10, 1 << 20, 16 << 20, 64 << 20, 256 << 20) if size <= options.max_mb << 20]
-    with peer(page_bytes, max(sizes) // page_bytes) as ready:
+    num_pages = max(sizes) // page_bytes
+    with peer("benchmarks.mooncake", "--serve", page_bytes, num_pages, ready=PeerReady) as ready:
         receiver = Receiver(ready)
         tables = [
             latency(receiver, sizes[:2], rounds=options.latency_rounds),

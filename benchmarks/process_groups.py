@@ -10,41 +10,31 @@ themselves, which is what `transfer/dist` avoids.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
-import msgspec
-import numpy as np
 import torch
 from torch._C._distributed_c10d import TCPStore
 
 from benchmarks.pages import ADDRESS, BOOT, LAYOUT, SECRET, contiguous, human, scattered
+from benchmarks.peer_process import PeerReady, filled_pool, peer, read_secret, say_ready, serve_pool
 from benchmarks.report import Report, Table, add_report_options, finish
 from benchmarks.rounds import Ways, measure
 from benchmarks.timed_fetch import timed_fetch
-from protocol.handshake import RegionTicket
 from transfer.checksum import page_checksums
 from transfer.doors import DoorParts, open_doors
 from transfer.fetcher import FetchJob, PageFetcher
 from transfer.memory import SharedMemory
-from transfer.server import PageServer
 from transfer.transport import TransferTimings
 
 _TIMEOUT = timedelta(minutes=5)
 
 
-class PeerReady(msgspec.Struct):
-    """What the peer process says when it is up."""
-
-    ticket: RegionTicket
+class GroupPeerReady(PeerReady):
     store_port: int
-    checksums: list[int]
 
 
 class PlainGloo:
@@ -79,11 +69,9 @@ class PlainGloo:
 
 
 def serve(page_bytes: int, num_pages: int) -> None:
-    """Be the peer until plain gloo is told to end. The secret comes by standard input."""
-    secret = sys.stdin.buffer.read(len(SECRET))
-    memory = SharedMemory(page_bytes * num_pages)
-    content = np.random.default_rng(0).integers(0, 256, memory.nbytes, dtype=np.uint8)
-    np.frombuffer(memory.view, dtype=np.uint8)[:] = content
+    """Be the peer until plain gloo is told to end."""
+    secret = read_secret()
+    memory = filled_pool(page_bytes * num_pages)
     parts = DoorParts(
         memory=memory,
         page_bytes=page_bytes,
@@ -95,37 +83,14 @@ def serve(page_bytes: int, num_pages: int) -> None:
         bind_host="127.0.0.1",
     )
     doors = open_doors("gloo", parts)
-    server = PageServer(
-        memory=memory,
-        page_bytes=page_bytes,
-        num_pages=num_pages,
-        layout=LAYOUT,
-        host="127.0.0.1",
-        boot=BOOT,
-        secret=secret,
-        doors=doors,
-    )
+    server = serve_pool(memory, page_bytes=page_bytes, num_pages=num_pages, secret=secret, doors=doors)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=_TIMEOUT)
     checksums = page_checksums(memory.view, page_bytes, range(num_pages))
-    ready = PeerReady(ticket=server.ticket(), store_port=store.port, checksums=checksums)
-    sys.stdout.buffer.write(msgspec.json.encode(ready) + b"\n")
-    sys.stdout.flush()
+    say_ready(GroupPeerReady(ticket=server.ticket(), store_port=store.port, checksums=checksums))
     PlainGloo(memory, store, 0).serve()
     server.close()
     for door in doors:
         door.close(timeout_s=10)
-
-
-@contextmanager
-def peer(page_bytes: int, num_pages: int) -> Iterator[PeerReady]:
-    """A peer in its own process, which ends when plain gloo is told to."""
-    command = [sys.executable, "-m", "benchmarks.process_groups", "--serve", str(page_bytes), str(num_pages)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(SECRET)
-        process.stdin.flush()
-        yield msgspec.json.decode(process.stdout.readline(), type=PeerReady)
 
 
 def fetch(fetcher: PageFetcher, source: Sequence[int], target: Sequence[int], checksums: Sequence[int]) -> float:
@@ -134,7 +99,7 @@ def fetch(fetcher: PageFetcher, source: Sequence[int], target: Sequence[int], ch
     return timed_fetch(fetcher, job, transport="gloo")
 
 
-def groups(ready: PeerReady, sizes: list[int], *, rounds: int) -> Table:
+def groups(ready: GroupPeerReady, sizes: list[int], *, rounds: int) -> Table:
     """A row for each size."""
     ticket, size = ready.ticket, ready.ticket.page_bytes
     columns = ["bytes", "plain gloo", "pages", "of plain", "verified", "of plain", "scattered", "of contiguous"]
@@ -190,7 +155,8 @@ def main() -> None:
         return
     page_bytes = options.page_kb << 10
     sizes = [size for size in (64 << 10, 1 << 20, 16 << 20, 64 << 20, 256 << 20) if size <= options.max_mb << 20]
-    with peer(page_bytes, max(sizes) // page_bytes) as ready:
+    num_pages = max(sizes) // page_bytes
+    with peer("benchmarks.process_groups", "--serve", page_bytes, num_pages, ready=GroupPeerReady) as ready:
         table = groups(ready, sizes, rounds=options.rounds)
     report = Report(
         name="process-groups",

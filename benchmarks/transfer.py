@@ -27,10 +27,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.pages import ADDRESS, LAYOUT, SECRET, Fresh, PageLists, contiguous, human
+from benchmarks.peer_process import peer
 from benchmarks.report import Cell, Report, Table, add_report_options, finish
 from benchmarks.rounds import Ways, measure
 from benchmarks.timed_fetch import timed_fetch
-from benchmarks.transfer_peer import STREAM_PIECE_BYTES, PeerReady, peer
+from benchmarks.transfer_peer import STREAM_PIECE_BYTES, TransferPeerReady
 from transfer.fetcher import FetchJob, PageFetcher, TransportName
 from transfer.memory import SharedMemory
 
@@ -38,7 +39,7 @@ from transfer.memory import SharedMemory
 class Receiver:
     """Our pool with one fetcher per transport, the private memory of the memcpy, and the plain stream's socket."""
 
-    def __init__(self, ready: PeerReady, folder: Path) -> None:
+    def __init__(self, ready: TransferPeerReady, folder: Path) -> None:
         ticket = ready.ticket
         self.page_bytes = ticket.page_bytes
         self.checksums = ready.checksums
@@ -192,7 +193,10 @@ def main() -> None:
     page_bytes = options.page_kb << 10
     sizes = [size for size in (64 << 10, 1 << 20, 16 << 20, 64 << 20, 256 << 20) if size <= options.max_mb << 20]
     num_pages = max(sizes) // page_bytes
-    with tempfile.TemporaryDirectory(dir=options.folder) as name, peer(page_bytes, num_pages, Path(name)) as ready:
+    with (
+        tempfile.TemporaryDirectory(dir=options.folder) as name,
+        peer("benchmarks.transfer_peer", page_bytes, num_pages, name, ready=TransferPeerReady) as ready,
+    ):
         receiver = Receiver(ready, Path(name))
         tables = [
             latency(receiver, sizes[:2], rounds=options.latency_rounds),
