@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from starlette.applications import Starlette
 
 from cluster.worker import ReplicaWorker, TransferOptions, WorkerConfig
 from engine.config import EngineConfig
@@ -33,9 +34,10 @@ class ReplicaSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerCluster:
-    """The running cluster: `client` speaks HTTP to its router."""
+    """The running cluster: `client` speaks HTTP to its router, which is `app`."""
 
     workers: Sequence[ReplicaWorker]
+    app: Starlette
     client: httpx.AsyncClient
 
     async def generate(self, body: dict[str, Any]) -> Any:
@@ -57,9 +59,9 @@ class WorkerCluster:
 
 @contextlib.asynccontextmanager
 async def worker_cluster(
-    folder: Path, specs: Sequence[ReplicaSpec], *, num_threads: int = 1
+    folder: Path, specs: Sequence[ReplicaSpec], *, num_threads: int = 1, **router: Any
 ) -> AsyncIterator[WorkerCluster]:
-    """Start the replicas and a router that knows them; stop all at the end."""
+    """Start the replicas and a router that knows them, with these further settings; stop all at the end."""
     workers: list[ReplicaWorker] = []
     try:
         for index, spec in enumerate(specs):
@@ -77,7 +79,9 @@ async def worker_cluster(
             )
             await worker.start()
             workers.append(worker)
-        config = RouterConfig(model_name=MODEL_NAME, tokenizer_folder=folder, context_length=8192, secret=SECRET)
+        config = RouterConfig(
+            model_name=MODEL_NAME, tokenizer_folder=folder, context_length=8192, secret=SECRET, **router
+        )
         app = build_asgi(config)
         app.state.members.update([worker.member for worker in workers])
         transport = httpx.ASGITransport(app=app)
@@ -86,7 +90,7 @@ async def worker_cluster(
             httpx.AsyncClient(transport=transport, base_url="http://router", timeout=300) as client,
         ):
             await until_whole(client)
-            yield WorkerCluster(workers=workers, client=client)
+            yield WorkerCluster(workers=workers, app=app, client=client)
     finally:
         for worker in workers:
             await worker.stop()
