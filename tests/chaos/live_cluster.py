@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from state_reader import StateReader
 
 from cluster.process_tree import descendants
 
@@ -29,14 +30,6 @@ READY_S = 240.0
 STOP_S = 120.0  # a cluster finishes its requests first, within its own bounds
 SETTLE_S = 180.0
 _POLL_S = 0.1
-_READ_STATES = """
-import json
-import ray
-from ray import serve
-ray.init(namespace="serve", logging_level="ERROR", log_to_driver=False)
-states = serve.get_deployment_handle("Directory", "pd").states.remote().result(timeout_s=10)
-print(json.dumps(states, default=str))
-"""
 
 
 class LiveCluster:
@@ -46,6 +39,7 @@ class LiveCluster:
         self.process = process
         self.url = url
         self.log = log
+        self._reader: StateReader | None = None
 
     @classmethod
     def start(
@@ -74,6 +68,7 @@ class LiveCluster:
         return cluster
 
     def stop(self) -> None:
+        self._stop_reading()
         self.process.send_signal(signal.SIGINT)
         try:
             self.process.wait(STOP_S)
@@ -81,6 +76,11 @@ class LiveCluster:
             for pid in descendants(self.process.pid) | {self.process.pid}:
                 os.kill(pid, signal.SIGKILL)
             raise
+
+    def _stop_reading(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
     def state(self) -> dict[str, Any]:
         """What a router says of itself and the replicas."""
@@ -94,17 +94,13 @@ class LiveCluster:
 
     def replica_states(self) -> dict[str, dict[str, Any]]:
         """What each replica says of itself, its audited books included, by replica id: asked of the directory."""
-        done = subprocess.run(
-            [sys.executable, "-c", _READ_STATES],
-            env=os.environ | self.ray_environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        states: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-        return states
+        if self._reader is None:
+            self._reader = StateReader(self.ray_environment(), self.log.with_name("reader.log"))
+        try:
+            return self._reader.read()
+        except AssertionError:
+            self._stop_reading()  # the next question has another one asked
+            raise
 
     def deployment_pids(self, deployment: str) -> list[int]:
         """Processes of the replicas of a Serve deployment, such as `Decode`."""

@@ -42,7 +42,7 @@ async def test_streams_of_which_a_fifth_hang_up(cluster: LiveCluster, session: a
 async def test_a_client_that_never_reads_slows_nobody(cluster: LiveCluster, session: aiohttp.ClientSession) -> None:
     """It asks for far more than the buffers on the way hold; others are served meanwhile, and its pages come back."""
     finished_before = _finished(cluster)
-    with _silent_client(cluster.url, choices=8, max_tokens=3000):
+    with _silent_client(cluster.url, choices=4, max_tokens=600):
         await asyncio.to_thread(cluster.wait, lambda: _open_rooms(cluster) > 0, "the silent client's rooms", 60.0)
         rng = random.Random("beside")
         prompts = [rng.choices(range(1_000, 20_000), k=30) for _ in range(8)]
@@ -67,23 +67,16 @@ async def test_a_client_that_leaves_before_the_first_token(
 
 
 def _silent_client(url: str, *, choices: int, max_tokens: int) -> socket.socket:
-    """A connection that has asked for a long stream and reads none of it."""
-    body = json.dumps(
-        {
-            "model": "SmolLM2-135M-Instruct",
-            "prompt": [1_000, 2_000],
-            "n": choices,
-            "max_tokens": max_tokens,
-            "logprobs": 20,
-            "ignore_eos": True,
-            "stream": True,
-        }
-    )
+    """A connection that has asked for a long stream and reads none of it. Each event repeats all there is so far: by
+    600 tokens a choice has grown to 100 MB."""
+    sampling = {"n": choices, "max_new_tokens": max_tokens, "ignore_eos": True}
+    asked = {"return_logprob": True, "top_logprobs_num": 20, "stream": True}
+    body = json.dumps({"input_ids": [1_000, 2_000], "sampling_params": sampling, **asked})
     parts = urlsplit(url)
     silent = socket.socket()
     silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     silent.connect((parts.hostname, parts.port))
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
+    head = f"POST /generate HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
     silent.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
     return silent
 
