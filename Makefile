@@ -11,7 +11,12 @@ PORT   ?= 8000
 CONFIG ?= deploy/config.yaml
 TESTS  ?=
 VENV   := .venv
-PYTEST := $(VENV)/bin/python -m pytest -m "not gpu and not clients"
+PYTEST := $(VENV)/bin/python -m pytest
+HERE   := not gpu and not clients
+
+# Two at a time what has a thread or two of its own; then, alone, what starts whole clusters.
+SMALL_TESTS   := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadgroup -m "$(HERE) and not ray" tests/integration tests/unit
+CLUSTER_TESTS := $(PYTEST) -m "$(HERE) and ray" tests/integration tests/chaos
 
 .PHONY: serve python install install-dev test test-clients check clean schemas
 
@@ -29,7 +34,7 @@ install-dev: python
 
 test: install-dev
 	@$(VENV)/bin/python -m engine.model.embedded
-	@$(if $(TESTS),$(PYTEST) $(TESTS),OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/unit && $(PYTEST) tests/integration tests/chaos)
+	@$(if $(TESTS),$(PYTEST) -m "$(HERE)" $(TESTS),$(SMALL_TESTS) && $(CLUSTER_TESTS))
 
 test-clients: python
 	@$(PYTHON) deploy/install.py --venv $(VENV) --extras dev,clients
