@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -21,6 +21,7 @@ from engine.grammar.cache import GrammarCache, Outcome, Wish
 from engine.grammar.constraint import Constraint, GrammarMismatch
 from engine.grammar.errors import GrammarRefused, GrammarsUnavailable
 from protocol.rooms import FailureCode, Message, OpenDecode, OpenGenerate, OpenPrefill, Room, RoomFailed
+from protocol.sampling import Grammar
 
 Opening = OpenPrefill | OpenDecode | OpenGenerate
 
@@ -41,8 +42,14 @@ class _Held:
     """Of the request."""
     patience: float
     """Of its grammar: when to give up waiting for it."""
-    wish: Wish | None
+    wish: Wish | None = None
     """None where the answer was there at once."""
+
+    @property
+    def grammar(self) -> Grammar:
+        grammar = self.opening.job.sampling.grammar
+        assert grammar is not None, "only opens with a grammar are held"
+        return grammar
 
 
 class GrammarGate:
@@ -75,16 +82,14 @@ class GrammarGate:
 
     def hold(self, link_id: str, opening: Opening) -> tuple[str, Opening] | None:
         """An open came whose job has a grammar; (link, open) if it need not wait."""
-        grammar = opening.job.sampling.grammar
-        assert grammar is not None, "only opens with a grammar are held"
         now = self._clock()
         self._tickets += 1
         ticket = self._tickets
+        held = _Held(link_id, opening, now + opening.ttl_ms / 1000, now + self._timeout_s)
         answer = self._cache.request(
-            grammar, opening.job.logged, lambda outcome: self._post(GrammarReady(ticket, outcome))
+            held.grammar, opening.job.logged, lambda outcome: self._post(GrammarReady(ticket, outcome))
         )
-        wish = answer if isinstance(answer, Wish) else None
-        self._held[ticket] = _Held(link_id, opening, now + opening.ttl_ms / 1000, now + self._timeout_s, wish)
+        self._held[ticket] = replace(held, wish=answer) if isinstance(answer, Wish) else held
         if isinstance(answer, Wish):
             return None
         if answer is None:
@@ -129,11 +134,19 @@ class GrammarGate:
     def tick(self) -> None:
         """Give up what has waited too long."""
         now = self._clock()
+        slow = []
         for ticket, held in list(self._held.items()):
             if now >= held.deadline:
                 self._fail(ticket, FailureCode.DEADLINE, "its grammar was not compiled by then")
+            elif now >= held.patience and self._cache.is_compiling(held.grammar):
+                words = f"it takes more than {self._timeout_s:g} s to compile; make it smaller"
+                self._fail(ticket, FailureCode.BAD_GRAMMAR, words)
+                slow.append(held.grammar)
             elif now >= held.patience:
-                self._give_up(ticket, held)
+                words = f"its grammar's turn to be compiled did not come within {self._timeout_s:g} s"
+                self._fail(ticket, FailureCode.OVERLOADED, words)
+        for grammar in slow:  # when nothing is left in the queue that is overdue
+            self._cache.give_up(grammar)
 
     def next_deadline(self) -> float | None:
         """When `tick` must next be called."""
@@ -147,16 +160,6 @@ class GrammarGate:
         opening = msgspec.structs.replace(held.opening, ttl_ms=ttl_ms)
         self._given = (opening.room, constraint)
         return held.link_id, opening
-
-    def _give_up(self, ticket: int, held: _Held) -> None:
-        grammar = held.opening.job.sampling.grammar
-        assert grammar is not None, "only opens with a grammar are held"
-        if self._cache.is_compiling(grammar):
-            words = f"it takes more than {self._timeout_s:g} s to compile; make it smaller"
-            self._fail(ticket, FailureCode.BAD_GRAMMAR, words)
-        else:
-            words = f"its grammar's turn to be compiled did not come within {self._timeout_s:g} s"
-            self._fail(ticket, FailureCode.OVERLOADED, words)
 
     def _let_go(self, ticket: int) -> _Held:
         """It is held no more, and its grammar not wanted if it is not there."""

@@ -91,6 +91,7 @@ class ReplicaWorker:
                 vocab_size=shape.vocab_size,
                 eos_token_ids=shape.eos_token_ids,
                 max_bytes=limits.max_compiled_bytes,
+                follow_budget_s=limits.follow_budget_s,
             ),
             limits,
         )

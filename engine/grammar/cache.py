@@ -6,12 +6,17 @@ its turn comes is not compiled. What is least recently used goes when all take m
 has its constraint keeps what that needs. Refusals are remembered too.
 
 Lifecycle: the threads live from the first request to `close`. A compilation cannot be interrupted, so whoever waits
-for one keeps a deadline of its own and withdraws its wish; what comes too late is still kept for the next.
+for one keeps a deadline of its own and gives it up: its thread then goes on at the lowest priority and ends with it,
+and another takes its place, so that a few slow grammars do not keep out all others. What comes too late is still kept
+for the next.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -62,6 +67,14 @@ class Wish:
         return (self.grammar.kind, self.grammar.text)
 
 
+@dataclass(eq=False)
+class _Compilation:
+    """One under way; guarded by the cache's lock."""
+
+    thread: threading.Thread
+    wishes: list[Wish]
+
+
 class GrammarCache:
     """Shared by all requests of a replica; every method from any thread."""
 
@@ -72,10 +85,12 @@ class GrammarCache:
         self._known: OrderedDict[_Key, _Known] = OrderedDict()
         self._bytes = 0
         self._counters = CacheCounters()
-        self._compiling: dict[_Key, list[Wish]] = {}
+        self._compiling: dict[_Key, _Compilation] = {}
         self._num_waiting = 0
         self._work: queue.SimpleQueue[Wish | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._num_slow = 0
+        """Threads that have been replaced, and are not done yet."""
 
     @property
     def counters(self) -> CacheCounters:
@@ -119,6 +134,19 @@ class GrammarCache:
         with self._lock:
             return (grammar.kind, grammar.text) in self._compiling
 
+    def give_up(self, grammar: Grammar) -> None:
+        """It has taken too long: another thread takes the place of the one that is at it, where not as many again have
+        been replaced already."""
+        with self._lock:
+            compilation = self._compiling.get((grammar.kind, grammar.text))
+            if compilation is None or self._num_slow == self._limits.compile_threads:
+                return
+            if compilation.thread in self._threads:
+                self._threads.remove(compilation.thread)
+                self._num_slow += 1
+                _lower_priority(compilation.thread)
+                self._start_threads()
+
     def close(self, timeout_s: float = 5.0) -> None:
         """End the threads; one that compiles is left to itself after `timeout_s`."""
         with self._lock:
@@ -150,12 +178,15 @@ class GrammarCache:
             return None
         self._num_waiting += 1
         wish.waits = True
+        self._start_threads()
+        self._work.put(wish)
+        return wish
+
+    def _start_threads(self) -> None:
         while len(self._threads) < self._limits.compile_threads:
             thread = threading.Thread(target=self._run, name="grammar-compiler", daemon=True)
             self._threads.append(thread)
             thread.start()
-        self._work.put(wish)
-        return wish
 
     def _settle(self, wish: Wish) -> None:
         self._num_waiting -= wish.waits
@@ -182,6 +213,15 @@ class GrammarCache:
                 if waits:
                     each.then(self._outcome(each, known))
                     self.withdraw(each)
+            if self._is_replaced():
+                return
+
+    def _is_replaced(self) -> bool:
+        with self._lock:
+            replaced = threading.current_thread() not in self._threads
+            if replaced:
+                self._num_slow -= 1
+            return replaced
 
     def _resolve(self, wish: Wish) -> list[tuple[Wish, _Known | Exception]]:
         """Whom to answer what; nobody where another thread compiles the same, which then answers this one too."""
@@ -198,9 +238,9 @@ class GrammarCache:
             if known is not None:
                 return [(wish, known)]
             if key in self._compiling:
-                self._compiling[key].append(wish)
+                self._compiling[key].wishes.append(wish)
                 return []
-            self._compiling[key] = [wish]
+            self._compiling[key] = _Compilation(threading.current_thread(), [wish])
         began = time.perf_counter()
         made: _Known | Exception
         try:
@@ -211,7 +251,13 @@ class GrammarCache:
             self._count(compiles=1, compile_seconds=time.perf_counter() - began, refused=isinstance(made, Exception))
             if isinstance(made, _Known):  # what failed for another reason may go well the next time
                 self._keep(key, made)
-            return [(each, made) for each in self._compiling.pop(key)]
+            return [(each, made) for each in self._compiling.pop(key).wishes]
+
+
+def _lower_priority(thread: threading.Thread) -> None:
+    if sys.platform == "linux" and thread.native_id is not None:  # where threads have priorities of their own
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread.native_id, 19)
 
 
 def _size(key: _Key, known: _Known) -> int:

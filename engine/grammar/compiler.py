@@ -12,8 +12,14 @@ import threading
 from collections.abc import Sequence
 from typing import Any, assert_never
 
+import numpy as np
+import torch
+
 from engine.grammar.compiled import CompiledGrammar
+from engine.grammar.constraint import Constraint, GrammarMismatch
 from engine.grammar.errors import GrammarRefused, GrammarsUnavailable
+from engine.grammar.filling import MASK_BITS
+from engine.grammar.nesting import check_patterns
 from protocol.sampling import Grammar
 from text.tokenizer import Tokenizer
 
@@ -21,21 +27,31 @@ _MAX_WHITESPACE = 20
 """Characters of white space between two parts of JSON at most: without a limit a model can go on with it for ever. Each
 takes a mask of its own, so 20 make every grammar of JSON 2.5 MB with 49,000 tokens."""
 _NO_TEXT = b"\xff"
+_PROBED = 8
+"""Tokens for which a grammar is followed before it is let near a batch."""
 _POSITION = re.compile(r"^\[[\d:]+\] [^ ]*: ")
 """The time and the line of its own source that xgrammar puts before its messages."""
 
 
 class GrammarCompiler:
-    """Compiles for one model. `max_bytes` limits what one compiled grammar may take."""
+    """Compiles for one model. `max_bytes` limits what one compiled grammar may take, `follow_budget_s` the processor
+    time for following one, as in `Constraint`."""
 
     def __init__(
-        self, tokenizer: Tokenizer, *, vocab_size: int, eos_token_ids: Sequence[int], max_bytes: int = 64 << 20
+        self,
+        tokenizer: Tokenizer,
+        *,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        max_bytes: int = 64 << 20,
+        follow_budget_s: float = 0.5,
     ) -> None:
         """`vocab_size` is the width of the model's logits, `eos_token_ids` what ends its sequences."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_token_ids = tuple(token for token in eos_token_ids if 0 <= token < vocab_size)
         self._max_bytes = max_bytes
+        self._follow_budget_s = follow_budget_s
         self._lock = threading.Lock()
         self._backend: Any = None
 
@@ -50,6 +66,8 @@ class GrammarCompiler:
         self.prepare()
         try:
             handle = self._compile(grammar)
+        except GrammarRefused:
+            raise
         except (RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
             raise GrammarRefused(f"it cannot be compiled: {_words(error)}") from error
         num_bytes: int = handle.memory_size_bytes
@@ -58,12 +76,14 @@ class GrammarCompiler:
                 f"it takes {num_bytes >> 20} MiB when compiled, more than the {self._max_bytes >> 20} MiB that are "
                 "allowed; make it smaller"
             )
-        if not _can_begin(handle, self._vocab_size):
-            raise GrammarRefused("it matches no text that this model can write")
-        return CompiledGrammar(handle, num_bytes)
+        compiled = CompiledGrammar(handle, num_bytes)
+        self._probe(compiled)
+        return compiled
 
     def _compile(self, grammar: Grammar) -> Any:
         backend, text = self._backend, grammar.text
+        if grammar.kind in ("json_schema", "structural_tag"):
+            check_patterns(text)
         match grammar.kind:
             case "json_schema":
                 return backend.compile_json_schema(text, max_whitespace_cnt=_MAX_WHITESPACE)
@@ -79,6 +99,23 @@ class GrammarCompiler:
                 return backend.compile_grammar(_one_of(json.loads(text)))
             case _:
                 assert_never(grammar.kind)
+
+    def _probe(self, compiled: CompiledGrammar) -> None:
+        """Follow it for a few tokens, any that may come: what is slow from the start would hold up a batch."""
+        constraint = Constraint(compiled, budget_s=self._follow_budget_s)
+        bits = torch.zeros((1, -(-self._vocab_size // MASK_BITS)), dtype=torch.int32)
+        for number in range(_PROBED):
+            constraint.fill(bits, 0)
+            allowed = np.flatnonzero(np.unpackbits(bits.numpy().view(np.uint8), bitorder="little"))
+            if not number and not len(allowed):
+                raise GrammarRefused("it matches no text that this model can write")
+            more = [token for token in allowed[len(allowed) // 2 :].tolist() if token not in self._eos_token_ids]
+            if not more:
+                return
+            try:
+                constraint.accept(more[0])
+            except GrammarMismatch as error:
+                raise GrammarRefused(str(error)) from error
 
     def _make_backend(self) -> Any:
         tokenizer = self._tokenizer
@@ -104,15 +141,6 @@ def _import_xgrammar() -> Any:
     except ImportError as error:
         raise GrammarsUnavailable(f"constrained output needs xgrammar ({error}); pip install xgrammar") from error
     return xgrammar
-
-
-def _can_begin(handle: Any, vocab_size: int) -> bool:
-    """Whether any token may come first."""
-    import xgrammar
-
-    bits = xgrammar.allocate_token_bitmask(1, vocab_size)
-    xgrammar.GrammarMatcher(handle).fill_next_token_bitmask(bits)
-    return bool(bits.any())
 
 
 def _words(error: Exception) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -29,6 +31,8 @@ class SlowCompiler(GrammarCompiler):
         self.may_go_on = threading.Event()
         self.began = threading.Semaphore(0)
         self.compiled = 0
+        self.slow = ".*"
+        """Which grammars wait for that."""
 
     def prepare(self) -> None:
         return
@@ -36,7 +40,7 @@ class SlowCompiler(GrammarCompiler):
     def compile(self, grammar: Grammar) -> CompiledGrammar:
         self.compiled += 1
         self.began.release()
-        assert self.may_go_on.wait(DEADLINE_S)
+        assert not re.fullmatch(self.slow, grammar.text) or self.may_go_on.wait(DEADLINE_S)
         return COMPILER.compile(grammar)
 
 
@@ -136,7 +140,7 @@ def test_time_runs_out_for_the_grammar_or_for_its_turn_or_for_the_request(slow: 
     assert box.gate.next_deadline() is None
     compiler.may_go_on.set()
     box.cache.close(DEADLINE_S)
-    assert (box.answers, compiler.compiled) == ([], 2), "nobody waits for any of them any more"
+    assert box.answers == [], "nobody waits for any of them any more"
 
 
 def test_an_abort_and_a_lost_router_forget_what_is_held(slow: tuple[SlowCompiler, Gate]) -> None:
@@ -171,6 +175,34 @@ def test_what_nobody_waits_for_any_more_is_not_compiled(slow: tuple[SlowCompiler
     assert compiler.compiled == 4, "another request wants what one has left"
     box.cache.close()
     assert (box.cache.counters.dropped, box.cache.num_waiting) == (3, 0)
+
+
+def test_slow_grammars_do_not_keep_out_all_others(slow: tuple[SlowCompiler, Gate]) -> None:
+    compiler, box = slow
+    compiler.slow = "s."
+    for name in ("s1", "s2"):  # both threads, and both that take their places
+        box.gate.hold("router", opening(name, regex(name)))
+        assert compiler.began.acquire(timeout=DEADLINE_S)
+    box.now += 10
+    box.gate.tick()
+    assert box.failures == [FailureCode.BAD_GRAMMAR] * 2
+    box.gate.hold("router", opening("quick", regex("q")))
+    given = box.gate.ready(box.next_answer())
+    assert given is not None
+    assert given[1].room == Room("quick", 0)
+    for name in ("s3", "s4"):
+        box.gate.hold("router", opening(name, regex(name)))
+        for _ in range(2 if name == "s3" else 1):  # the quick one is among them
+            assert compiler.began.acquire(timeout=DEADLINE_S)
+    box.now += 10
+    box.gate.tick()
+    box.gate.hold("router", opening("too many", regex("r")))
+    assert box.cache.num_waiting == 1, "no more threads than twice as many"
+    compiler.may_go_on.set()
+    assert box.gate.ready(box.next_answer()) is not None
+    if box.gate.hold("router", opening("later", regex("s1"))) is None:
+        assert box.gate.ready(box.next_answer()) is not None
+    assert compiler.compiled == 6, "nothing is compiled twice, however late it was"
 
 
 def test_requests_that_left_make_room_for_others(slow: tuple[SlowCompiler, Gate]) -> None:
@@ -259,3 +291,17 @@ def test_a_grammar_has_a_size_limit() -> None:
     small = GrammarCompiler(COMPILER._tokenizer, vocab_size=VOCAB, eos_token_ids=[END], max_bytes=1000)
     with pytest.raises(GrammarRefused, match="make it smaller"):
         small.compile(Grammar(kind="json_object"))
+
+
+def test_a_grammar_that_is_slow_from_the_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    fill, filled = Constraint.fill, []
+
+    def slow(self: Constraint, bits: Any, place: int) -> None:
+        fill(self, bits, place)
+        filled.append(place)
+        if len(filled) == 3:
+            self.give_up("as made for this test")
+
+    monkeypatch.setattr(Constraint, "fill", slow)
+    with pytest.raises(GrammarRefused, match="as made for this test"):
+        COMPILER.compile(regex("[a-z]+"))
