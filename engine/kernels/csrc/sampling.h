@@ -50,23 +50,28 @@ inline int64_t first_argmax(const float* values, int64_t size) {
     return index;
 }
 
-// scaled = logits / temperature, NaN becoming -inf; returns the maximum.
-inline float scale_row(const float* logits, float temperature, float* scaled, int64_t size) {
-    Vec lanes = splat(-kInfinity);
+struct Extremes {
+    float greatest, least;
+};
+
+// scaled = logits / temperature, NaN becoming -inf.
+inline Extremes scale_row(const float* logits, float temperature, float* scaled, int64_t size) {
+    Vec greatest = splat(-kInfinity), below = splat(-kInfinity);  // `below` is the greatest of the negatives
     int64_t i = 0;
     for (; i + kLanes <= size; i += kLanes) {
         Vec value = load(logits + i) / splat(temperature);
         value = value == value ? value : splat(-kInfinity);
         store(scaled + i, value);
-        lanes = maximum(value, lanes);
+        greatest = maximum(value, greatest);
+        below = maximum(-value, below);
     }
-    float best = lane_max(lanes);
+    Extremes found{lane_max(greatest), -lane_max(below)};
     for (; i < size; ++i) {
         const float value = logits[i] / temperature;
         scaled[i] = value == value ? value : -kInfinity;
-        best = std::max(best, scaled[i]);
+        found = {std::max(found.greatest, scaled[i]), std::min(found.least, scaled[i])};
     }
-    return best;
+    return found;
 }
 
 // ---- masks ----------------------------------------------------------------------------------------------------------
@@ -230,7 +235,9 @@ inline bool any_lane(VecInt flags) {
 
 inline double gumbel(uint32_t bits) { return -std::log(-std::log((bits + 0.5) * 0x1p-32)); }
 
-// Index of the maximum of scaled + noise among the values at or above `threshold`.
+// Index of the maximum of scaled + noise among the values at or above `threshold`, which is finite. Where few of them
+// are, `kFew` saves the others their noise.
+template <bool kFew>
 inline int64_t noisy_argmax(const float* scaled, int64_t size, float best, float threshold, const DrawParams& draw) {
     constexpr float kLeastNoise = -3.2f;  // gumbel(0) is -3.13
     constexpr float kLn2 = 0.69314718f;
@@ -249,6 +256,8 @@ inline int64_t noisy_argmax(const float* scaled, int64_t size, float best, float
     int64_t i = 0;
     for (; i + kLanes <= size; i += kLanes, tokens += kLanes) {
         const Vec value = load(scaled + i);
+        const VecInt kept = value >= splat(threshold);
+        if (kFew && !any_lane(kept)) continue;
         const VecBits bits = noise_bits(tokens, draw.key0, draw.key1);
         // Half of 2^32 * (1 - u) as a float: its exponent field is the floor of its log2, plus 127.
         const Vec half = __builtin_convertvector((VecInt)(~bits >> 1), Vec);
@@ -257,7 +266,7 @@ inline int64_t noisy_argmax(const float* scaled, int64_t size, float best, float
         const Vec halvings = __builtin_convertvector((32 - 1 + 127) - (field >> 23), Vec);
         const Vec reachable = value + halvings * kLn2 + margin;
         const Vec bar = splat(static_cast<float>(winning));
-        const VecInt possible = (reachable >= bar) & (value >= splat(threshold));
+        const VecInt possible = (reachable >= bar) & kept;
         if (!any_lane(possible)) continue;
         for (int lane = 0; lane < kLanes; ++lane)
             if (possible[lane]) weigh(i + lane, bits[lane]);
@@ -270,10 +279,12 @@ inline int64_t noisy_argmax(const float* scaled, int64_t size, float best, float
 // The token of one row; -1 where no logit is finite. `scratch` holds 2 * size + 2 * kLanes floats.
 inline int64_t draw_token(const float* logits, int64_t size, const DrawParams& draw, float* scratch) {
     if (draw.temperature == 0.0f) return first_argmax(logits, size);
-    const float best = scale_row(logits, draw.temperature, scratch, size);
+    const auto [best, least] = scale_row(logits, draw.temperature, scratch, size);
     if (!std::isfinite(best)) return -1;
-    const float threshold = threshold_of(scratch, size, best, draw, scratch + size + kLanes);
-    return noisy_argmax(scratch, size, best, threshold, draw);
+    constexpr float kLowest = std::numeric_limits<float>::lowest();
+    const float threshold = std::max(kLowest, threshold_of(scratch, size, best, draw, scratch + size + kLanes));
+    if (least >= threshold) return noisy_argmax<false>(scratch, size, best, threshold, draw);
+    return noisy_argmax<true>(scratch, size, best, threshold, draw);  // a filter or a mask has left something out
 }
 
 // ---- log-probabilities ----------------------------------------------------------------------------------------------
@@ -283,7 +294,7 @@ inline int64_t draw_token(const float* logits, int64_t size, const DrawParams& d
 inline double likeliest(const float* logits, int64_t size, int64_t count, float* scratch, int64_t* tokens,
                         float* values) {
     float* const found = scratch + size + kLanes;
-    const float best = scale_row(logits, 1.0f, scratch, size);
+    const float best = scale_row(logits, 1.0f, scratch, size).greatest;
     std::fill(tokens, tokens + count, -1);
     std::fill(values, values + count, -kInfinity);
     if (!std::isfinite(best)) return best;
