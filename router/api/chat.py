@@ -33,6 +33,7 @@ class ChatRequest(OpenAIFields):
         "web_search_options": (),
         "verbosity": ("medium",),
         "store": (False,),
+        "moderation": (),
         "service_tier": ("auto", "default"),
         "best_of": (1,),
         "use_beam_search": (False,),

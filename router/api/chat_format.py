@@ -159,7 +159,8 @@ class ChatFormat:
                 calls.append(choice.begin_call(each.name))
             else:
                 calls[-1]["function"]["arguments"] += each.text
-        message: dict[str, Any] = {"role": "assistant", "content": None if calls and not content else content}
+        said = None if calls and not content else content
+        message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None}
         if reasoning and self._style.reasoning:
             message["reasoning_content"] = reasoning
         if calls:

@@ -42,6 +42,7 @@ class OpenAIFields(SamplingFields):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     metadata: dict[str, str] | None = None
     cache_salt: str | None = Field(None, min_length=1, max_length=1024)
     """As vLLM: requests share cached prefixes with those of the same salt only."""

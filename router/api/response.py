@@ -85,7 +85,7 @@ def chat_logprobs(tokenizer: Tokenizer, events: Sequence[TokenEvent]) -> dict[st
         entry = _chat_logprob(tokenizer, each.token, each.logprob)
         entry["top_logprobs"] = [_chat_logprob(tokenizer, top.token, top.logprob) for top in each.top or ()]
         content.append(entry)
-    return {"content": content}
+    return {"content": content, "refusal": None}
 
 
 def _chat_logprob(tokenizer: Tokenizer, token: int, logprob: float | None) -> dict[str, Any]:

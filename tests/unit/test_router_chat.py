@@ -70,7 +70,7 @@ async def ask(
 
 def joined(call: Call, index: int = 0) -> dict[str, Any]:
     """The choice that a stream's chunks make, as the whole response has it."""
-    message: dict[str, Any] = {"role": "assistant", "content": None}
+    message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
     choice: dict[str, Any] = {"index": index, "message": message, "logprobs": None}
     for chunk in call.events[:-1]:
         for part in chunk["choices"]:
@@ -92,7 +92,7 @@ def joined(call: Call, index: int = 0) -> dict[str, Any]:
                     assert piece.keys() == {"index", "function"}
                     calls[-1]["function"]["arguments"] += piece["function"]["arguments"]
             if part["logprobs"]:
-                choice["logprobs"] = choice["logprobs"] or {"content": []}
+                choice["logprobs"] = choice["logprobs"] or {"content": [], "refusal": None}
                 choice["logprobs"]["content"] += part["logprobs"]["content"]
             if "token_ids" in part:
                 choice["token_ids"] = choice.get("token_ids", []) + part["token_ids"]
@@ -147,7 +147,7 @@ async def test_calls_of_every_family(tmp_path: Path, family: str) -> None:
         assert json.dumps(TIME["function"], ensure_ascii=False) in prompt
         assert job.sampling.grammar is None
         choice, _ = await both_ways(router, replica, "", **TOOLS)
-        assert choice["message"] == {"role": "assistant", "content": ""}
+        assert choice["message"] == {"role": "assistant", "content": "", "refusal": None}
         # cut short, it is a call with what there is of its arguments
         cut = text[: text.index("Köln") + 2]
         choice, _ = await both_ways(router, replica, cut, finish=FinishReason.LENGTH, **TOOLS)
@@ -162,7 +162,7 @@ async def test_without_tools_there_are_no_calls(tmp_path: Path, family: str) -> 
         text = CALLS[family].replace("ARGS", ARGUMENTS)
         for fields in ({}, {**TOOLS, "tool_choice": "none"}, {"tools": []}):
             choice, job = await both_ways(router, replica, text, **fields)
-            assert choice["message"] == {"role": "assistant", "content": text}
+            assert choice["message"] == {"role": "assistant", "content": text, "refusal": None}
             assert choice["finish_reason"] == "stop"
             assert "tool:" not in TOKENIZER.decode(job.prompt)
 
@@ -261,16 +261,21 @@ async def test_reasoning_is_told_from_the_answer(tmp_path: Path, fields: dict[st
     async with chatting(tmp_path, templates.QWEN3) as (router, replica):
         text = "<think>\nhm, the quick fox\n</think>\n\nnoon"
         choice, _ = await both_ways(router, replica, text, **fields)
-        assert choice["message"] == {"role": "assistant", "content": "noon", "reasoning_content": "hm, the quick fox"}
+        assert choice["message"] == {
+            "role": "assistant",
+            "content": "noon",
+            "refusal": None,
+            "reasoning_content": "hm, the quick fox",
+        }
         ids = TOKENIZER.encode(text, add_special_tokens=False)
         if "logprobs" in fields:
             assert len(choice["logprobs"]["content"]) == len(ids)
         if "return_token_ids" in fields:
             assert choice["token_ids"] == [*ids, END_ID]
         choice, _ = await both_ways(router, replica, text, include_reasoning=False, **fields)
-        assert choice["message"] == {"role": "assistant", "content": "noon"}
+        assert choice["message"] == {"role": "assistant", "content": "noon", "refusal": None}
         choice, _ = await both_ways(router, replica, text, separate_reasoning=False, **fields)
-        assert choice["message"] == {"role": "assistant", "content": text}
+        assert choice["message"] == {"role": "assistant", "content": text, "refusal": None}
         choice, _ = await both_ways(router, replica, "noon <think>", **fields)
         assert choice["message"]["content"] == "noon <think>"
 
@@ -312,7 +317,7 @@ async def test_thinking_can_be_turned_off_and_follows_the_prompt(tmp_path: Path)
         assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == ("so", "noon")
     async with chatting(tmp_path, templates.R1, reasoning_parser="none") as (router, replica):
         choice, _ = await both_ways(router, replica, "so</think>noon")
-        assert choice["message"] == {"role": "assistant", "content": "so</think>noon"}
+        assert choice["message"] == {"role": "assistant", "content": "so</think>noon", "refusal": None}
 
 
 async def test_a_prefilled_message_is_continued(tmp_path: Path) -> None:
@@ -383,7 +388,7 @@ async def test_no_parser_leaves_calls_in_the_text_and_promises_none(tmp_path: Pa
     async with chatting(tmp_path, templates.HERMES, tool_parser="none") as (router, replica):
         text = CALLS["hermes"].replace("ARGS", ARGUMENTS)
         choice, job = await both_ways(router, replica, text, **TOOLS)
-        assert choice["message"] == {"role": "assistant", "content": text}
+        assert choice["message"] == {"role": "assistant", "content": text, "refusal": None}
         assert "tool: " in TOKENIZER.decode(job.prompt)
         for fields, param in (({"tool_choice": "required"}, "tool_choice"), ({"parallel_tool_calls": False}, "tools")):
             call = await router.post(CHAT, {"messages": USER, **TOOLS, **fields}).done()

@@ -125,7 +125,7 @@ async def test_chat_whole(router: RouterHarness) -> None:
     assert answer["object"] == "chat.completion"
     assert answer["model"] == "tiny"
     (choice,) = answer["choices"]
-    assert choice["message"] == {"role": "assistant", "content": TEXT}
+    assert choice["message"] == {"role": "assistant", "content": TEXT, "refusal": None}
     assert choice["finish_reason"] == "stop"
     prompt = prefill.opens[0].job.prompt
     assert TOKENIZER.decode(prompt, skip_special_tokens=False) == (
