@@ -16,6 +16,8 @@ from router.api.fields import invalid, shown
 from router.config import RouterConfig
 from router.schema import MOST_PARTS, SchemaError, enforceable
 
+_WITH_SCHEMA = ("json_schema", "qwen_xml_parameter")
+"""Formats of structural tags that hold a schema."""
 _MAX_WORDS = 300
 """Characters of what is said about a schema, which can quote it."""
 
@@ -115,7 +117,7 @@ class GrammarReader:
             return [self._enforced_within(each, f"{field}[{index}]") for index, each in enumerate(part)]
         if not isinstance(part, dict):
             return part
-        holds = "json_schema" if part.get("type") == "json_schema" else "schema" if "begin" in part else ""
+        holds = "json_schema" if part.get("type") in _WITH_SCHEMA else "schema" if "begin" in part else ""
         return {
             key: self.enforced(value, f"{field}.{key}")
             if key == holds

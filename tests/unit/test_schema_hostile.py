@@ -167,6 +167,16 @@ def test_a_request_with_it_is_refused_by_its_field(field: str, value: Any) -> No
     assert (caught.value.status, caught.value.param) == (400, field)
 
 
+def test_schemas_are_found_in_every_format_that_holds_one() -> None:
+    unenforceable = {"uniqueItems": True}
+    for holds in ({"type": "json_schema"}, {"type": "qwen_xml_parameter"}):
+        within = {"type": "sequence", "elements": [holds | {"json_schema": unenforceable}]}
+        tag = {"type": "structural_tag", "format": within}
+        with pytest.raises(ApiError, match="uniqueItems") as caught:
+            GrammarReader().structural_tag(tag, "structural_tag")
+        assert caught.value.param == "structural_tag.format.elements[0].json_schema"
+
+
 def test_a_schema_of_its_own_size_is_not_too_large() -> None:
     schema = {"type": "object", "properties": {f"p{number}": {"type": "integer"} for number in range(5_000)}}
     assert len(json.loads(GrammarReader().schema(schema, "json_schema").text)["properties"]) == 5_000
