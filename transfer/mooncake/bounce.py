@@ -55,6 +55,8 @@ class Block:
     error: str | None = None
     begun: bool = True
     """False when it failed before anything could be written."""
+    identified: bool = False
+    """The door's identity follows the pages."""
 
 
 class Bounce:
@@ -115,21 +117,23 @@ class Bounce:
     def has_slot(self) -> bool:
         return bool(self._free)
 
-    def begin(self, address: DoorAddress, pages: Sequence[Span], page_bytes: int) -> Block:
-        """Read `pages`, and the door's identity after them, into a free slot."""
-        block = Block(number=next(self._numbers), slot=self._free.pop(), spans=pages, nbytes=0)
+    def begin(self, address: DoorAddress, pages: Sequence[Span], page_bytes: int, *, identified: bool) -> Block:
+        """Read `pages`, and after them the door's identity if that is wanted, into a free slot."""
+        block = Block(number=next(self._numbers), slot=self._free.pop(), spans=pages, nbytes=0, identified=identified)
         offset = block.slot * self._slot_bytes
         spans = []
         for source, _, length in pages:
             spans.append((address.base + source * page_bytes, offset + block.nbytes, length * page_bytes))
             block.nbytes += length * page_bytes
-        spans.append((address.identity_at, offset + block.nbytes, IDENTITY_BYTES))
+        if identified:
+            spans.append((address.identity_at, offset + block.nbytes, IDENTITY_BYTES))
         self._blocks[block.number] = block
         self._send(Read(number=block.number, session=address.session, spans=spans))
         return block
 
     def landed(self, block: Block) -> npt.NDArray[np.uint8]:
-        """What was read, uint8 [nbytes + IDENTITY_BYTES]; ours until `release`."""
+        """What was read, uint8 [nbytes + IDENTITY_BYTES]; ours until `release`. The last bytes are anything where no
+        identity was asked for."""
         start = block.slot * self._slot_bytes
         return self._bytes[start : start + block.nbytes + IDENTITY_BYTES]
 
