@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -13,7 +14,6 @@ import pytest
 import pytest_asyncio
 
 from engine.config import EngineConfig
-from engine.model.embedded import default_model_folder, fetch_embedded_model
 from protocol.membership import ReplicaRole
 from tests.integration.worker_cluster import MODEL_NAME, ReplicaSpec, WorkerCluster, worker_cluster
 
@@ -40,8 +40,7 @@ SEEDS = range(2)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster() -> AsyncIterator[WorkerCluster]:
-    folder = fetch_embedded_model(default_model_folder())
+async def cluster(folder: Path) -> AsyncIterator[WorkerCluster]:
     roles = (ReplicaRole.PREFILL, ReplicaRole.DECODE)
     async with worker_cluster(folder, [ReplicaSpec(role=role, engine=ENGINE) for role in roles]) as running:
         yield running

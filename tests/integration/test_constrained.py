@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from engine.config import EngineConfig
-from engine.model.embedded import default_model_folder, fetch_embedded_model
 from protocol.membership import ReplicaRole
 from tests.integration.worker_cluster import ReplicaSpec, WorkerCluster, worker_cluster
 from tests.schemas.run import all_schemas, run_cases
@@ -21,11 +20,6 @@ pytestmark = pytest.mark.integration
 
 CONFIG = EngineConfig(max_total_tokens=16_384)
 ROLES = {"pd": (ReplicaRole.PREFILL, ReplicaRole.DECODE), "aggregated": (ReplicaRole.AGGREGATED,)}
-
-
-@pytest.fixture(scope="module")
-def folder() -> Path:
-    return fetch_embedded_model(default_model_folder())
 
 
 def body(prompt: str, **sampling: Any) -> dict[str, Any]:
@@ -49,7 +43,13 @@ async def _outputs(cluster: WorkerCluster) -> list[Any]:
 
 
 async def _refusals(cluster: WorkerCluster) -> None:
-    for field, value in {"regex": "(a", "ebnf": "root ::= root", "structural_tag": {"type": "x"}}.items():
+    for field, value in (
+        ("regex", "(a"),
+        ("regex", "(.|..|...|....|.....){1,100}"),  # compiles, but takes seconds for a token
+        ("ebnf", "root ::= root"),
+        ("structural_tag", {"type": "x"}),
+        ("json_schema", {"type": "string", "pattern": "(" * 50_000 + "a" + ")" * 50_000}),
+    ):
         response = await cluster.client.post("/generate", json=body("x", **{field: value}))
         assert response.status_code == 400, response.text
         error = response.json()["error"]

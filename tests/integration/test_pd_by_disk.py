@@ -10,7 +10,6 @@ import pytest
 
 from cluster.worker import TransferOptions
 from engine.config import EngineConfig
-from engine.model.embedded import default_model_folder, fetch_embedded_model
 from protocol.membership import ReplicaRole
 from tests.integration.worker_cluster import ReplicaSpec, WorkerCluster, worker_cluster
 
@@ -33,8 +32,7 @@ async def greedy(cluster: WorkerCluster) -> list[list[int]]:
     return outputs
 
 
-async def test_pd_by_disk_equals_aggregated(tmp_path: Path) -> None:
-    folder = fetch_embedded_model(default_model_folder())
+async def test_pd_by_disk_equals_aggregated(folder: Path, tmp_path: Path) -> None:
     by_disk = TransferOptions(transport="disk", folder=tmp_path)
     pd = [ReplicaSpec(role=role, engine=ENGINE, transfer=by_disk) for role in (ReplicaRole.PREFILL, ReplicaRole.DECODE)]
     async with worker_cluster(folder, pd) as cluster:

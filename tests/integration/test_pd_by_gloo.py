@@ -11,7 +11,6 @@ import pytest
 
 from cluster.worker import TransferOptions
 from engine.config import EngineConfig
-from engine.model.embedded import default_model_folder, fetch_embedded_model
 from protocol.membership import ReplicaRole
 from tests.integration.worker_cluster import ReplicaSpec, WorkerCluster, worker_cluster
 
@@ -40,8 +39,7 @@ async def copies_by(cluster: WorkerCluster) -> dict[str, int]:
     return {transport: traffic.copies for transport, traffic in book.items()}
 
 
-async def test_pd_by_gloo_equals_aggregated_also_when_the_group_is_killed() -> None:
-    folder = fetch_embedded_model(default_model_folder())
+async def test_pd_by_gloo_equals_aggregated_also_when_the_group_is_killed(folder: Path) -> None:
     by_gloo = TransferOptions(transport="gloo")
     pd = [ReplicaSpec(role=role, engine=ENGINE, transfer=by_gloo) for role in (ReplicaRole.PREFILL, ReplicaRole.DECODE)]
     others = [prompt[::-1] for prompt in PROMPTS]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from cluster.worker import TransferOptions
 from engine.config import EngineConfig
-from engine.model.embedded import default_model_folder, fetch_embedded_model
 from protocol.membership import ReplicaRole
 from tests.integration.worker_cluster import ReplicaSpec, WorkerCluster, worker_cluster
 from transfer.mooncake.library import import_failure
@@ -35,8 +35,7 @@ async def greedy(cluster: WorkerCluster) -> list[list[int]]:
     return [answer["output_ids"] for answer in answers]
 
 
-async def test_pd_by_mooncake_equals_aggregated() -> None:
-    folder = fetch_embedded_model(default_model_folder())
+async def test_pd_by_mooncake_equals_aggregated(folder: Path) -> None:
     by_mooncake = TransferOptions(transport="mooncake")
     roles = (ReplicaRole.PREFILL, ReplicaRole.DECODE)
     pd = [ReplicaSpec(role=role, engine=ENGINE, transfer=by_mooncake) for role in roles]

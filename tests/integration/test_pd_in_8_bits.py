@@ -8,7 +8,6 @@ import pytest
 
 from cluster.worker import TransferOptions
 from engine.config import EngineConfig
-from engine.model.embedded import default_model_folder, fetch_embedded_model
 from protocol.membership import ReplicaRole
 from tests.integration.test_pd_unequal_pages import LENGTHS, generate, spec
 from tests.integration.worker_cluster import ReplicaSpec, worker_cluster
@@ -21,9 +20,8 @@ def in_8_bits(role: ReplicaRole, page_size: int) -> ReplicaSpec:
     return ReplicaSpec(role=role, engine=engine, transfer=TransferOptions(transport="tcp", wire_dtype="int8"))
 
 
-async def test_pd_comes_close_to_one_replica() -> None:
+async def test_pd_comes_close_to_one_replica(folder: Path) -> None:
     """Also between pages of unequal size."""
-    folder: Path = fetch_embedded_model(default_model_folder())
     async with worker_cluster(folder, [spec(ReplicaRole.AGGREGATED, 16)]) as cluster:
         alone = await generate(cluster)
     specs = [in_8_bits(ReplicaRole.PREFILL, 16), in_8_bits(ReplicaRole.DECODE, 32)]

@@ -11,18 +11,12 @@ import pytest
 
 from cluster.worker import TransferOptions
 from engine.config import EngineConfig
-from engine.model.embedded import default_model_folder, fetch_embedded_model
 from protocol.membership import ReplicaRole
 from tests.integration.worker_cluster import ReplicaSpec, WorkerCluster, worker_cluster
 
 pytestmark = pytest.mark.integration
 
 LENGTHS = [1, 15, 16, 17, 31, 32, 33, 47, 48, 64, 65, 100, 129, 300]
-
-
-@pytest.fixture(scope="module")
-def folder() -> Path:
-    return fetch_embedded_model(default_model_folder())
 
 
 @pytest.fixture(scope="module")

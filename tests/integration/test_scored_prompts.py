@@ -15,7 +15,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from engine.config import EngineConfig
-from engine.model.embedded import default_model_folder, fetch_embedded_model
 from protocol.membership import ReplicaRole
 from tests.integration.worker_cluster import ReplicaSpec, WorkerCluster, worker_cluster
 from text.tokenizer import Tokenizer
@@ -31,11 +30,6 @@ TEXT = (
     "The lighthouse keeper wrote in his log every evening: the wind, the height of the waves, the ships that passed. "
     "On the ninth of March he wrote that no ship had passed, and that the lamp had burned well. "
 )
-
-
-@pytest.fixture(scope="module")
-def folder() -> Path:
-    return fetch_embedded_model(default_model_folder())
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import pytest
 from benchmarks.trace import chrome_trace
 from cluster.worker import TransferOptions
 from engine.config import EngineConfig
-from engine.model.embedded import default_model_folder, fetch_embedded_model
 from protocol.membership import ReplicaRole
 from tests.integration.worker_cluster import ReplicaSpec, WorkerCluster, worker_cluster
 
@@ -54,8 +53,7 @@ def assert_in_order(phases: Sequence[dict[str, Any]], *, slack_ms: float) -> Non
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
-async def test_a_pd_request_tells_where_all_its_time_went(transport: Any) -> None:
-    folder: Path = fetch_embedded_model(default_model_folder())
+async def test_a_pd_request_tells_where_all_its_time_went(folder: Path, transport: Any) -> None:
     transfer = TransferOptions(transport=transport)
     specs = [
         ReplicaSpec(role=role, engine=ENGINE, transfer=transfer) for role in (ReplicaRole.PREFILL, ReplicaRole.DECODE)
