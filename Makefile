@@ -14,8 +14,9 @@ VENV   := .venv
 PYTEST := $(VENV)/bin/python -m pytest
 HERE   := not gpu and not clients
 
-# Two at a time what has a thread or two of its own; then, alone, what starts whole clusters.
-SMALL_TESTS   := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadgroup -m "$(HERE) and not ray" tests/integration tests/unit
+# Two files at a time of what has a thread or two of its own, the long ones first; then, alone, what starts whole clusters.
+IN_PAIRS      := -n 2 --dist loadfile --no-loadscope-reorder
+SMALL_TESTS   := OMP_NUM_THREADS=1 $(PYTEST) $(IN_PAIRS) -m "$(HERE) and not ray" tests/integration tests/unit
 CLUSTER_TESTS := $(PYTEST) -m "$(HERE) and ray" tests/integration tests/chaos
 
 .PHONY: serve python install install-dev test test-clients check clean schemas

@@ -83,7 +83,6 @@ def test_jit(jit: Kernels, name: str, dtype: torch.dtype) -> None:
     assert_like_plain(jit, CASES[name], dtype)
 
 
-@pytest.mark.xdist_group("portable")  # which takes long to compile
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("name", ["mixed", "padded head, odd pages", "tiny head", "no rotation"])
 def test_native_without_avx512(portable: Kernels, name: str, dtype: torch.dtype) -> None:
