@@ -28,6 +28,7 @@ from router.api.prompts import ModelText
 from router.auth import Gate
 from router.auth_file import KeyFile
 from router.auth_keys import NO_LIMITS
+from router.body_space import BodySpace
 from router.config import RouterConfig
 from router.cors import Cors
 from router.dispatcher import Dispatcher
@@ -100,6 +101,11 @@ def _make_core(config: RouterConfig, *, router_id: str, policy: PairingPolicy) -
         clock=time.monotonic,
         metrics=metrics,
     )
+    bodies = BodySpace(
+        max_bytes=max(config.max_bodies_bytes, config.max_body_bytes),
+        retry_after_s=config.retry_after_s,
+        metrics=metrics,
+    )
     tenants = TenantBook(
         lambda tenant: NO_LIMITS if keys is None else keys.table.limits(tenant), clock=time.monotonic, metrics=metrics
     )
@@ -116,6 +122,7 @@ def _make_core(config: RouterConfig, *, router_id: str, policy: PairingPolicy) -
         ),
         dispatcher=Dispatcher(config=config, identity=identity, policy=policy, metrics=metrics),
         admission=Admission(config, metrics, tenants),
+        bodies=bodies,
         shelf=shelf,
         moves=StreamMoves(
             shelf, router_key=router_key, secret=config.secret, identity=identity, timings=config.link_timings

@@ -30,6 +30,8 @@ class RouterConfig:
     """Prompt tokens that may wait for their first output token; more are answered 429."""
     max_sequences_per_request: int = 128
     max_body_bytes: int = 16 << 20
+    max_bodies_bytes: int = 256 << 20
+    """What the bodies of requests that are being read may take together; more are answered 429. One always fits."""
     max_grammar_bytes: int = 256 << 10
     """Of a request's grammar or schema."""
     max_schema_parts: int = 10_000

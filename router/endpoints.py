@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from router.admission import Admission
 from router.api.prompts import ModelText
 from router.auth_file import KeyFile
+from router.body_space import BodySpace
 from router.config import RouterConfig
 from router.dispatcher import Dispatcher
 from router.errors import ApiError, internal_error
@@ -42,6 +43,7 @@ class RouterCore:
     model: ModelText
     dispatcher: Dispatcher
     admission: Admission
+    bodies: BodySpace
     shelf: Shelf
     moves: StreamMoves
     keys: KeyFile | None
@@ -63,7 +65,7 @@ class Endpoint(abc.ABC):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         core = self.core
         began = asyncio.get_running_loop().time()
-        exchange = Exchange(scope, receive, send, send_timeout_s=core.config.send_timeout_s)
+        exchange = Exchange(scope, receive, send, send_timeout_s=core.config.send_timeout_s, bodies=core.bodies)
         try:
             await self._answered(exchange, scope)
         except ClientGoneError:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
+from router.body_space import BodySpace
 from router.errors import ApiError
 
 JSON = b"application/json"
@@ -25,11 +26,14 @@ class ClientGoneError(Exception):
 class Exchange:
     """`status` is what went out, None until then. Belongs to the task that first writes; `close` it at the end."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, send_timeout_s: float) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, send_timeout_s: float, bodies: BodySpace) -> None:
         self._scope = scope
         self._receive = receive
         self._send = send
         self._send_timeout_s = send_timeout_s
+        self._bodies = bodies
+        self._body_bytes = 0
+        """What the body takes of `bodies`."""
         self._writer: asyncio.Task[object] | None = None
         self._write_began: float | None = None
         """When the write that is under way began."""
@@ -47,7 +51,8 @@ class Exchange:
         return None
 
     async def body(self, *, max_bytes: int, timeout_s: float) -> bytes:
-        """The request's JSON; raises `ApiError` when it is something else (415), too big (413) or too slow (408)."""
+        """The request's JSON; raises `ApiError` when it is something else (415), too big (413) or too slow (408), or
+        when there is no space for it (429). It has that until `body_is_read`, or the end."""
         self._check_is_json()
         announced = self.header(b"content-length")
         if announced is not None and announced.isdecimal() and int(announced) > max_bytes:
@@ -64,11 +69,18 @@ class Exchange:
                     size += len(part)
                     if size > max_bytes:
                         raise _too_big(size, max_bytes)
+                    self._bodies.take(len(part))
+                    self._body_bytes += len(part)
                     parts.append(part)
                     more = message.get("more_body", False)
         except TimeoutError as error:
             raise ApiError(408, f"the request's body did not arrive within {timeout_s:g} s; send it faster") from error
         return b"".join(parts)
+
+    def body_is_read(self) -> None:
+        """Whoever wanted the body has taken from it what is needed."""
+        self._bodies.give_back(self._body_bytes)
+        self._body_bytes = 0
 
     async def watch(self, on_gone: Callable[[], None]) -> None:
         """Call `on_gone` when the client closes its connection. Run as a task, once the body has been read."""
@@ -109,7 +121,8 @@ class Exchange:
             self._writer.cancel()
 
     def close(self) -> None:
-        """No more is written."""
+        """No more is read or written."""
+        self.body_is_read()
         if self._watchdog is not None:
             self._watchdog.cancel()
 

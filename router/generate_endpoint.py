@@ -142,6 +142,7 @@ async def _run(
         else:
             single = len(work.jobs) == 1
             session = StreamSession(record, response_id=work.response_id, single=single, seen=seen, lost=lost)
+        asked.exchange.body_is_read()  # a stream that keeps it has the shelf's space for it
         if lost is not None and (session is None or len(work.jobs) > 1):
             raise StreamLostError
         runner = RequestRunner(

@@ -202,8 +202,9 @@ class Call:
         headers: dict[str, str],
         *,
         reading: bool = True,
+        whole: bool = True,
     ) -> None:
-        """A body of None never arrives."""
+        """A body of None never arrives, and the rest of one that is not `whole`."""
         self.status: int | None = None
         self.headers: dict[str, str] = {}
         self.body = b""
@@ -212,6 +213,7 @@ class Call:
             self.reading.set()
         self._gone = asyncio.Event()
         self._body: bytes | None = body
+        self._whole = whole
         scope = {
             "type": "http",
             "http_version": "1.1",
@@ -232,7 +234,7 @@ class Call:
     async def _receive(self) -> dict[str, Any]:
         if self._body is not None:
             body, self._body = self._body, None
-            return {"type": "http.request", "body": body, "more_body": False}
+            return {"type": "http.request", "body": body, "more_body": not self._whole}
         await self._gone.wait()
         return {"type": "http.disconnect"}
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from router_harness import RouterHarness, running_router
+from router_harness import TEXT_IDS, Call, RouterHarness, running_router, until
 
 from protocol.membership import ReplicaRole
+from protocol.rooms import OpenGenerate
+from protocol.sampling import FinishReason
 from router.api import prompts
 from router.api.fields import shown
 
@@ -87,3 +89,27 @@ def test_no_more_of_a_value_is_written_than_is_shown() -> None:
     assert shown(["a"] * 100 + [object()]).startswith('["a", "a"')
     assert shown("é" * 500) == '"' + "é" * 96 + "..."
     assert shown({"a": [1, None]}) == '{"a": [1, null]}'
+
+
+async def test_bodies_that_are_being_read_have_a_bounded_space(tmp_path: Path) -> None:
+    async with running_router(tmp_path, max_body_bytes=6000, max_bodies_bytes=10_000) as router:
+        replica = await router.add("both", ReplicaRole.AGGREGATED)
+        body = {"prompt": "a fox", "max_tokens": 5, "stream": True, "user": "x" * 5000}
+        slow = Call(router.app, "POST", COMPLETIONS, b"{" * 5500, {}, whole=False)
+        await until(lambda: space_taken(router) == 5500)
+        refusal = await router.post(COMPLETIONS, body).done()
+        assert (refusal.status, refusal.json["error"]["code"]) == (429, "too_many_bytes")
+        assert refusal.headers["retry-after"] == "1"
+        slow.leave()
+        await until(lambda: space_taken(router) == 0)
+        # While it is generated a request takes none: there could be many.
+        calls = [router.post(COMPLETIONS, body) for _ in range(3)]
+        rooms = [(await replica.opened(OpenGenerate)).room for _ in calls]
+        assert space_taken(router) == 0
+        for room in rooms:
+            replica.send(room, 0, TEXT_IDS[0], finish=FinishReason.LENGTH)
+        assert [(await call.done()).status for call in calls] == [200, 200, 200]
+
+
+def space_taken(router: RouterHarness) -> float:
+    return next(gauge.read() for gauge in router.metrics.gauges if gauge.name == "router_body_bytes")
