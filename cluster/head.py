@@ -113,7 +113,7 @@ def _start(application: ServeApplication, options: argparse.Namespace, progress:
                 proxies.result()  # Serve did not start: running the application would start it in its own way
             progress("starting the replicas, which load the model")
             serve.run(build_app(application.config), name=application.name, route_prefix=application.route_prefix)
-            proxies.result()
+            wait_for_proxies(proxies, progress)
     except RuntimeError as error:
         raise StartFailed("\n".join([str(error), *_complaints(serve.status())])) from error
     scheme = "http" if application.tls is None else "https"
@@ -133,6 +133,17 @@ def _wait_for_controller(starting: Future[None]) -> None:
             ray.get_actor(_SERVE_CONTROLLER, namespace="serve")
             return
         time.sleep(0.05)
+
+
+def wait_for_proxies(starting: Future[None], progress: Progress) -> None:
+    """Until Serve's own start is over. On a busy machine it gives up on proxies that its controller replaces or that
+    take longer: whether HTTP comes in is then for the health check to say."""
+    from ray.exceptions import RayActorError
+
+    try:
+        starting.result()
+    except (RayActorError, TimeoutError) as error:
+        progress(f"Serve's proxies are late, waiting for them: {str(error).splitlines()[0]}")
 
 
 def _set_environment(env_file: Path, folder: Path, *, haproxy: bool) -> None:
