@@ -2,8 +2,8 @@
 
 `request` never blocks: it answers at once where there is next to nothing to do, and else by a callback on a worker's
 thread. A grammar that several requests want at the same time is compiled once, and one that nobody wants any more when
-its turn comes is not compiled. What is least recently used goes when all take more than `cache_bytes`; a request that
-has its constraint keeps what that needs. Refusals are remembered too.
+its turn comes is not compiled. What is made is kept within bounds (`known.py`); a request that has its constraint
+keeps what that needs. Refusals are remembered too.
 
 Lifecycle: the threads live from the first request to `close`. A compilation cannot be interrupted, so whoever waits
 for one keeps a deadline of its own and gives it up: its thread then goes on at the lowest priority and ends with it,
@@ -19,22 +19,16 @@ import queue
 import sys
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from engine.grammar.compiled import CompiledGrammar
 from engine.grammar.compiler import GrammarCompiler
 from engine.grammar.constraint import Constraint
-from engine.grammar.errors import GrammarRefused
+from engine.grammar.known import Key, Known, KnownGrammars
 from engine.grammar.limits import GrammarLimits
 from protocol.sampling import Grammar
 
 Outcome = Constraint | Exception
-_Key = tuple[str, str]
-_Known = CompiledGrammar | GrammarRefused
-_REFUSAL_BYTES = 4096
-"""What a remembered refusal counts as, its text apart."""
 _SHORT_REPLAY = 16
 """Tokens that can be replayed on the caller's thread."""
 
@@ -63,7 +57,7 @@ class Wish:
     """Whether a thread is to answer it; guarded by the cache's lock."""
 
     @property
-    def key(self) -> _Key:
+    def key(self) -> Key:
         return (self.grammar.kind, self.grammar.text)
 
 
@@ -82,10 +76,9 @@ class GrammarCache:
         self._compiler = compiler
         self._limits = limits or GrammarLimits()
         self._lock = threading.Lock()
-        self._known: OrderedDict[_Key, _Known] = OrderedDict()
-        self._bytes = 0
+        self._known = KnownGrammars(self._limits.cache_bytes)
         self._counters = CacheCounters()
-        self._compiling: dict[_Key, _Compilation] = {}
+        self._compiling: dict[Key, _Compilation] = {}
         self._num_waiting = 0
         self._work: queue.SimpleQueue[Wish | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -101,7 +94,7 @@ class GrammarCache:
     def num_bytes(self) -> int:
         """What is kept takes."""
         with self._lock:
-            return self._bytes
+            return self._known.num_bytes
 
     @property
     def num_waiting(self) -> int:
@@ -156,7 +149,7 @@ class GrammarCache:
         for thread in threads:
             thread.join(timeout_s)
 
-    def _outcome(self, wish: Wish, known: _Known | Exception) -> Outcome:
+    def _outcome(self, wish: Wish, known: Known | Exception) -> Outcome:
         if isinstance(known, Exception):
             return known
         try:
@@ -166,11 +159,10 @@ class GrammarCache:
 
     # ---- under the lock ---------------------------------------------------------------------------------------
 
-    def _find(self, key: _Key) -> _Known | None:
-        known = self._known.get(key)
+    def _find(self, key: Key) -> Known | None:
+        known = self._known.find(key)
         if known is not None:
             self._count(hits=1)
-            self._known.move_to_end(key)
         return known
 
     def _queue(self, wish: Wish) -> Wish | None:
@@ -191,12 +183,6 @@ class GrammarCache:
     def _settle(self, wish: Wish) -> None:
         self._num_waiting -= wish.waits
         wish.waits = False
-
-    def _keep(self, key: _Key, known: _Known) -> None:
-        self._known[key] = known
-        self._bytes += _size(key, known)
-        while self._bytes > self._limits.cache_bytes and len(self._known) > 1:
-            self._bytes -= _size(*self._known.popitem(last=False))
 
     def _count(self, **more: float) -> None:
         self._counters = replace(
@@ -223,7 +209,7 @@ class GrammarCache:
                 self._num_slow -= 1
             return replaced
 
-    def _resolve(self, wish: Wish) -> list[tuple[Wish, _Known | Exception]]:
+    def _resolve(self, wish: Wish) -> list[tuple[Wish, Known | Exception]]:
         """Whom to answer what; nobody where another thread compiles the same, which then answers this one too."""
         key = wish.key
         try:
@@ -242,15 +228,15 @@ class GrammarCache:
                 return []
             self._compiling[key] = _Compilation(threading.current_thread(), [wish])
         began = time.perf_counter()
-        made: _Known | Exception
+        made: Known | Exception
         try:
             made = self._compiler.compile(wish.grammar)
         except Exception as error:
             made = error
         with self._lock:
             self._count(compiles=1, compile_seconds=time.perf_counter() - began, refused=isinstance(made, Exception))
-            if isinstance(made, _Known):  # what failed for another reason may go well the next time
-                self._keep(key, made)
+            if isinstance(made, Known):  # what failed for another reason may go well the next time
+                self._known.keep(key, made)
             return [(each, made) for each in self._compiling.pop(key).wishes]
 
 
@@ -258,8 +244,3 @@ def _lower_priority(thread: threading.Thread) -> None:
     if sys.platform == "linux" and thread.native_id is not None:  # where threads have priorities of their own
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, thread.native_id, 19)
-
-
-def _size(key: _Key, known: _Known) -> int:
-    text = 2 * len(key[1])
-    return text + (known.num_bytes if isinstance(known, CompiledGrammar) else _REFUSAL_BYTES)
