@@ -252,6 +252,8 @@ def test_another_life_of_a_door_is_found_out(pool):
         assert not result.ok
         assert "another life of the peer's door answered" in result.error
         assert receiver.page(1) == bytes(4096)
+        result = receiver.fetch(pool.address, [1], [1], checksums=pool.checksums([1]))
+        assert (result.ok, result.transport) == (True, "mooncake"), "whose verified pages are does not matter"
 
 
 @pytest.mark.parametrize("doors", [{}, {"mooncake": "nonsense"}, {"mooncake": '{"protocol": "rdma"}'}])

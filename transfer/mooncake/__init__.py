@@ -10,7 +10,8 @@ What the library does to its process decided how it is held here (0.3.13, read a
 
 So it never runs in a replica's own process, and never sees memory that it could spoil:
 
-- The serving end (`door.py`) is a child process with the pool mapped read-only: the kernel refuses a foreign write.
+- The serving end (`door.py`) is a child process with the pool mapped read-only: the kernel refuses a foreign write. It
+  is started again when it died, less and less often, and its new address goes to the peers over the replica's links.
 - The fetching end (`transport.py`) is a child process that writes into a bounce memory of its own (`bounce.py`). Only
   this process's threads copy from there into pages, and only what the library reported whole. So a copy can be ended at
   any time: nothing but its own thread can write into its pages. The first read that fails retires the child with all of

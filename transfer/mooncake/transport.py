@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 _NUM_THREADS = 4
 """They wait for the library most of the time: one that waits for a hung peer leaves the others."""
 _DEPTH = 4
-"""Blocks under way. On two cores that ten processes wanted, copies of 64 MB reached about 75% of the library's own speed
-with two, and 90% to 105% with four."""
+"""Blocks under way. On two cores that ten processes wanted, copies of 64 MB reached about 75% of the library's own
+speed with two, and 90% to 105% with four."""
 _SPARE_SLOTS = 4
 """For the blocks of copies that were stopped, until the library is through with them."""
 _BLOCK_BYTES = 2 << 20
