@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -38,9 +38,9 @@ class RowMasks:
         return [int(row) for row, bits in zip(self.rows, self.bits.numpy(), strict=True) if not bits.any()]
 
 
-@dataclass(frozen=True)
+@dataclass
 class MaskCounters:
-    """Of one filler, since it was made."""
+    """Of one filler, since it was made; changed by the engine thread, read a copy elsewhere."""
 
     masks: int = 0
     fill_seconds: float = 0.0
@@ -64,7 +64,6 @@ class MaskFiller:
         self._filling: Filling | None = None
         self._thread: threading.Thread | None = None
         self.counters = MaskCounters()
-        """Replaced as a whole by the engine thread, so that others may read it at any time."""
 
     def begin(self, rows: Sequence[MaskedRow]) -> None:
         """Start filling. Waits for what is under way, which nobody wants any more."""
@@ -87,13 +86,9 @@ class MaskFiller:
             return None
         began = time.perf_counter()
         filling = self._complete(filling)
-        counters = self.counters
-        self.counters = replace(
-            counters,
-            masks=counters.masks + len(filling.rows),
-            fill_seconds=counters.fill_seconds + filling.seconds,
-            wait_seconds=counters.wait_seconds + time.perf_counter() - began,
-        )
+        self.counters.masks += len(filling.rows)
+        self.counters.fill_seconds += filling.seconds
+        self.counters.wait_seconds += time.perf_counter() - began
         if filling.error is not None:
             raise filling.error
         return RowMasks(np.array([row.row for row in filling.rows], np.int64), filling.bits)
@@ -130,7 +125,7 @@ class MaskFiller:
         self._start_thread()
         rest = Filling(filling.rows, bits, first=slow + 1)
         self._orders.put(rest)
-        self.counters = replace(self.counters, given_up=self.counters.given_up + 1)
+        self.counters.given_up += 1
         return rest
 
     def _start_thread(self) -> None:
