@@ -20,8 +20,9 @@ from typing import TypeVar
 
 import msgspec
 
-from cluster.engine_events import Call, Event, LinkLost, LinkUp, Received
-from cluster.grammar_gate import GrammarGate, GrammarReady, Opening
+from cluster.engine_events import Call, Event
+from cluster.event_handler import EventHandler
+from cluster.grammar_gate import GrammarGate
 from cluster.landing_wait import LandingWait
 from cluster.outbox import Outbox, Outgoing
 from cluster.worker_state import StateReporter
@@ -30,24 +31,7 @@ from engine.engine import Engine
 from engine.outputs import StepOutput
 from prefill.half import PrefillHalf
 from prefill.rooms import PrefillState
-from protocol.codec import AnyMessage
-from protocol.control import CacheFlushed, FlushCache
-from protocol.handshake import LinkRole
-from protocol.rooms import (
-    Abort,
-    Closed,
-    Delivered,
-    Handoff,
-    Join,
-    Load,
-    Offer,
-    OpenDecode,
-    OpenGenerate,
-    OpenPrefill,
-    Reservation,
-    Room,
-)
-from transfer.fetcher import FetchResult
+from protocol.rooms import Load
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +71,7 @@ class EngineThread:
         self._on_crash = on_crash
         self._reporter = reporter
         self._idle_report_s = idle_report_s
-        self._routers: set[str] = set()
-        self._decode_peers: set[str] = set()
+        self._events = EventHandler(engine=engine, outbox=outbox, prefill=prefill, decode=decode, gate=gate)
         self._draining = False
         self._stopping = threading.Event()
         self._beat = time.monotonic()
@@ -157,7 +140,7 @@ class EngineThread:
     def _pass(self) -> None:
         self._beat = time.monotonic()
         for event in self._wait_for_events():
-            self._handle(event)
+            self._events.handle(event)
         self._tick()
         if self._engine.has_work():
             self._await_landings()
@@ -183,7 +166,7 @@ class EngineThread:
         until = time.monotonic() + self._landing_wait.seconds(landing, running=self._engine.load().running_requests)
         while (left := until - time.monotonic()) > 0 and landing & self._decode.landing():
             try:
-                self._handle(self._inbox.get(timeout=left))
+                self._events.handle(self._inbox.get(timeout=left))
             except queue.Empty:
                 break
         self._tick()
@@ -210,73 +193,13 @@ class EngineThread:
                 wake_at = min(wake_at, deadline)
         return max(0.0, wake_at - now)
 
-    def _handle(self, event: Event) -> None:
-        match event:
-            case Received(link_id, message):
-                self._receive(link_id, message)
-            case FetchResult():
-                self._decode.fetched(event)
-            case LinkUp(link_id, role):
-                (self._routers if role is LinkRole.ROUTER else self._decode_peers).add(link_id)
-            case LinkLost(link_id):
-                self._routers.discard(link_id)
-                self._decode_peers.discard(link_id)
-                self._prefill.link_lost(link_id)
-                self._decode.link_lost(link_id)
-                self._gate.link_lost(link_id)
-            case GrammarReady():
-                self._open(self._gate.ready(event))
-            case Call(run):
-                run()
-
-    def _receive(self, link_id: str, message: AnyMessage) -> None:
-        match message:
-            case OpenPrefill() | OpenDecode() | OpenGenerate() if message.job.sampling.grammar is not None:
-                self._open(self._gate.hold(link_id, message))
-            case OpenPrefill() | Join() | Reservation() | Delivered():
-                self._prefill.handle(link_id, message)
-            case OpenDecode() | OpenGenerate() | Offer() | Handoff():
-                self._decode.handle(link_id, message)
-            case Abort() | Closed():
-                self._gate.aborted(message.room)
-                for half in self._halves_of(link_id, message.room):
-                    half.handle(link_id, message)
-            case FlushCache(number):
-                self._outbox.send(link_id, self._flushed(number))
-            case _:
-                log.warning("%s sent %s, which no replica takes", link_id, type(message).__name__)
-
-    def _flushed(self, number: int) -> CacheFlushed:
-        """Drop the prefix cache, unless a room may be using it."""
-        rooms = len(self._prefill.rooms) + len(self._decode.rooms)
-        return CacheFlushed(number, 0 if rooms else self._engine.flush_cache(), rooms)
-
-    def _open(self, opened: tuple[str, Opening] | None) -> None:
-        """An open whose grammar is there, if it is."""
-        match opened:
-            case (link_id, OpenPrefill() as opening):
-                self._prefill.handle(link_id, opening)
-            case (link_id, OpenDecode() | OpenGenerate() as opening):
-                self._decode.handle(link_id, opening)
-
-    def _halves_of(self, link_id: str, room: Room) -> list[PrefillHalf | DecodeHalf]:
-        """Decode peers speak to our prefill half, prefill peers to our decode half, a router to the one it opened. An
-        abort that comes before its open does not say which that would be, so both refuse it."""
-        if link_id in self._decode_peers:
-            return [self._prefill]
-        if link_id not in self._routers:
-            return [self._decode]
-        if self._prefill.knows(room):
-            return [self._prefill]
-        return [self._decode] if self._decode.knows(room) else [self._decode, self._prefill]
-
     def _flush(self) -> None:
         now = time.monotonic()
         report_to: frozenset[str] = frozenset()
         if now - self._reported_at >= self._idle_report_s:
             self._reported_at = now
             self._reporter.publish(self._load(), self._engine, self._prefill, self._decode)
-            report_to = frozenset(self._routers)
+            report_to = frozenset(self._events.routers)
         outgoing = self._outbox.take(self._load, report_to=report_to)
         if outgoing:
             self._loop.call_soon_threadsafe(self._deliver, outgoing)
