@@ -50,7 +50,7 @@ class Landing:
         expected = copy.job.checksums[first : first + count]
         if any(expected):
             for index, found in enumerate(page_checksums(self.view, self.page_bytes, pages)):
-                if expected[index] not in (0, found):
+                if found != expected[index] and expected[index]:
                     raise LandingError(
                         f"page {copy.job.source_pages[first + index]} arrived with checksum {found:#018x} "
                         f"instead of {expected[index]:#018x}"

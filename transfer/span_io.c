@@ -1,8 +1,8 @@
 /* Moves many spans of a memory through a descriptor in one call; span_io.py says how it is used.
  *
  * The kernel copies straight into or out of the spans. While it is busy with one system call nothing is fetched for the
- * next, so each call is preceded by a look at every system page it will touch: their misses in the page tables, which
- * spans at random places would pay one after the other, then happen side by side.
+ * next, so each call is preceded by a look at the beginning of every system page that it will touch: their misses in
+ * the page tables and the caches, which spans at random places would pay one after the other, then happen side by side.
  */
 
 #define _GNU_SOURCE
@@ -14,11 +14,12 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum { PARTS = 128, SYSTEM_PAGE = 4096, LOOKED_AT = 64 << 10 };
+enum { PARTS = 128, SYSTEM_PAGE = 4096, LINE = 64, BEGINNING = 8 * LINE, LOOKED_AT = 64 << 10 };
 
 static inline void look_at(const uint8_t *start, int64_t nbytes) {
     if (nbytes > LOOKED_AT) return; /* what is long follows on by itself */
-    for (int64_t at = 0; at < nbytes; at += SYSTEM_PAGE) __builtin_prefetch(start + at);
+    for (int64_t page = 0; page < nbytes; page += SYSTEM_PAGE)
+        for (int64_t at = page; at < page + BEGINNING; at += LINE) __builtin_prefetch(start + at);
 }
 
 /* The spans from `place` on as parts of one system call, up to `max_bytes` bytes; returns how many parts. */
@@ -42,28 +43,36 @@ static void pass(const int64_t *lengths, int64_t count, int64_t *place, int64_t 
     place[0] = i, place[1] = at;
 }
 
-static int64_t move(int socket, uint8_t *memory, const int64_t *offsets, const int64_t *lengths, int64_t count,
-                    int64_t *place, int64_t max_bytes, int sends) {
+/* Sends the next bytes of spans that were checked: pieces of `piece` bytes, until the socket takes no more or there are
+ * `max_bytes`. Returns how many it took, or -errno. `place` is the span and the byte in it that is next, before and
+ * after. */
+EXPORT int64_t pd_send_spans(int socket, uint8_t *memory, const int64_t *offsets, const int64_t *lengths, int64_t count,
+                             int64_t *place, int64_t piece, int64_t max_bytes) {
+    struct iovec parts[PARTS];
+    int64_t done = 0;
+    while (done < max_bytes && place[0] < count) {
+        const int64_t room = max_bytes - done, offered = piece < room ? piece : room;
+        struct msghdr message = {.msg_iov = parts};
+        message.msg_iovlen = (size_t)gather_parts(parts, memory, offsets, lengths, count, place, offered);
+        const ssize_t sent = sendmsg(socket, &message, MSG_NOSIGNAL);
+        if (sent < 0) return done ? done : -errno;
+        pass(lengths, count, place, sent);
+        done += sent;
+    }
+    return done;
+}
+
+/* Receives the next bytes, at most `max_bytes`, into spans that were checked. Returns how many came, 0 when the other
+ * side has closed the connection, or -errno. */
+EXPORT int64_t pd_receive_spans(int socket, uint8_t *memory, const int64_t *offsets, const int64_t *lengths,
+                                int64_t count, int64_t *place, int64_t max_bytes) {
     struct iovec parts[PARTS];
     struct msghdr message = {.msg_iov = parts};
     message.msg_iovlen = (size_t)gather_parts(parts, memory, offsets, lengths, count, place, max_bytes);
-    const ssize_t moved = sends ? sendmsg(socket, &message, MSG_NOSIGNAL) : recvmsg(socket, &message, 0);
-    if (moved < 0) return -errno;
-    pass(lengths, count, place, moved);
-    return moved;
-}
-
-/* Sends the next bytes of spans that were checked, at most `max_bytes`; returns how many the socket took, or -errno.
- * `place` is the span and the byte in it that is next, before and after. */
-EXPORT int64_t pd_send_spans(int socket, uint8_t *memory, const int64_t *offsets, const int64_t *lengths, int64_t count,
-                             int64_t *place, int64_t max_bytes) {
-    return move(socket, memory, offsets, lengths, count, place, max_bytes, 1);
-}
-
-/* The like, into the spans; 0 when the other side has closed the connection. */
-EXPORT int64_t pd_receive_spans(int socket, uint8_t *memory, const int64_t *offsets, const int64_t *lengths,
-                                int64_t count, int64_t *place, int64_t max_bytes) {
-    return move(socket, memory, offsets, lengths, count, place, max_bytes, 0);
+    const ssize_t received = recvmsg(socket, &message, 0);
+    if (received < 0) return -errno;
+    pass(lengths, count, place, received);
+    return received;
 }
 
 /* Reads `size` bytes at `places[i]` of file `files[i]` to `targets[i]`, for every i; those that follow each other in a

@@ -23,6 +23,8 @@ from transfer.span_copy import Bytes, Numbers
 
 logger = logging.getLogger(__name__)
 
+_SENT_AT_ONCE = 8
+"""Calls to a socket that takes everything, before anybody else has a turn."""
 _I64, _INT, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
 
 
@@ -38,7 +40,6 @@ class SpanCursor:
         self._memory: Bytes | None = np.frombuffer(view, dtype=np.uint8)
         self._spans = (offsets, lengths)
         self._next = (_I64 * 2)()  # span, and byte in it
-        self._call_bytes = call_bytes
         self._arguments = (
             self._memory.ctypes.data,
             offsets.ctypes.data,
@@ -47,10 +48,12 @@ class SpanCursor:
             self._next,
             call_bytes,
         )
+        self._most = call_bytes * _SENT_AT_ONCE
 
     def send(self, sock: socket.socket) -> int:
-        """Send the next bytes; how many the socket took. Raises `OSError`, `BlockingIOError` when it takes none."""
-        return self._passed(self._library.pd_send_spans(sock.fileno(), *self._arguments))
+        """Send the next bytes, in several calls if the socket takes them; how many it took. Raises `OSError`,
+        `BlockingIOError` when it takes none."""
+        return self._passed(self._library.pd_send_spans(sock.fileno(), *self._arguments, self._most))
 
     def receive(self, sock: socket.socket) -> int:
         """Receive the next bytes; how many came, 0 when the other side closed the connection. Raises `OSError`,
@@ -120,9 +123,10 @@ def _library() -> ctypes.CDLL | None:
     except NativeUnavailable as error:
         logger.warning("spans go through Python to sockets and out of files, slower for small ones: %s", error)
         return None
-    for function in (library.pd_send_spans, library.pd_receive_spans):
-        function.argtypes = (_INT, _PTR, _PTR, _PTR, _I64, _PTR, _I64)
-        function.restype = _I64
+    library.pd_send_spans.argtypes = (_INT, _PTR, _PTR, _PTR, _I64, _PTR, _I64, _I64)
+    library.pd_send_spans.restype = _I64
+    library.pd_receive_spans.argtypes = (_INT, _PTR, _PTR, _PTR, _I64, _PTR, _I64)
+    library.pd_receive_spans.restype = _I64
     library.pd_read_spans.argtypes = (_PTR, _PTR, _PTR, _PTR, _I64, _I64)
     library.pd_read_spans.restype = _I64
     return library

@@ -200,17 +200,17 @@ class PageConnection:
         assert self.copy is not None
         assert self._payload is not None
         copy, payload = self.copy, self._payload
-        budget = _TURN_BYTES
-        while payload.left:
-            if budget <= 0:
-                return
+        budget, more = _TURN_BYTES, True
+        while payload.left and budget > 0 and more:
             self._landing.before(copy, self._transport)
             count = payload.receive(self._sock)
             if count == 0:
                 raise WireError("the peer closed the connection in the middle of a page")
             budget -= count
-        self._end_copy(None)
-        self._become_idle()
+            more = count >= _CALL_BYTES  # less was all that was there
+        if not payload.left:
+            self._end_copy(None)
+            self._become_idle()
 
     def _end_copy(self, error: str | None) -> None:
         copy, self.copy = self.copy, None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,12 +112,20 @@ class IndexReader:
         self._offset = 0
         self._places: dict[int, Place] = {}
 
-    def find(self, checksum: int) -> Place | Refusal | None:
-        """Where the page is, why it is not there, or None when the index has not heard of it."""
+    def refusal(self, checksum: int) -> Refusal | None:
+        """Why the page is not there, when the index says so."""
         found = self._places.get(checksum)
-        if found is None or found.pack:
-            return found
-        return Refusal(found.place)
+        return None if found is None or found.pack else Refusal(found.place)
+
+    def find(self, checksums: Sequence[int]) -> list[Place]:
+        """Where these pages are, up to the first that is not there (yet)."""
+        found: list[Place] = []
+        for checksum in checksums:
+            place = self._places.get(checksum)
+            if place is None or not place[0]:
+                break
+            found.append(place)
+        return found
 
     def forget(self, pack: int) -> None:
         """The pack is not there any more; its pages may come in another one."""

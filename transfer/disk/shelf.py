@@ -30,14 +30,10 @@ class Shelf:
     def find(self, checksums: Sequence[int]) -> list[Place]:
         """Where these pages are, up to the first that is not there yet. Raises `OSError`."""
         with self._lock:
-            if self._place(checksums[0]) is None:
+            found = self._index.find(checksums)
+            if not found:
                 self._index.refresh()
-            found: list[Place] = []
-            for checksum in checksums:
-                place = self._place(checksum)
-                if place is None:
-                    break
-                found.append(place)
+                found = self._index.find(checksums)
             return found
 
     @contextlib.contextmanager
@@ -57,18 +53,13 @@ class Shelf:
     def refusal(self, checksum: int) -> Refusal | None:
         """Why the page was not written, when the index says so."""
         with self._lock:
-            found = self._index.find(checksum)
-        return found if isinstance(found, Refusal) else None
+            return self._index.refusal(checksum)
 
     def state(self) -> str:
         """Of the folder, for people who look for what is wrong."""
         if self._path.is_dir():
             return f"{self._path} is there, without it"
         return f"{self._path} is not there: do both replicas have the same folder, and the same user?"
-
-    def _place(self, checksum: int) -> Place | None:
-        found = self._index.find(checksum)
-        return found if isinstance(found, Place) else None
 
 
 class PackGone(Exception):
@@ -91,10 +82,10 @@ class OpenPacks:
         """Read the pages of `size` bytes at `places` to `targets`, bytes of `memory`. Raises `PackGone` and
         `OSError`."""
         for start in range(0, len(places), _MAX_OPEN):
-            some = slice(start, start + _MAX_OPEN)
-            fds = [self._fd(place.pack) for place in places[some]]
-            offsets = [place.place * size for place in places[some]]
-            done = read_spans(fds, offsets, memory, targets[some], size)
+            some = places[start : start + _MAX_OPEN]
+            opened = {pack: self._fd(pack) for pack in {pack for pack, _ in some}}
+            fds, offsets = [opened[pack] for pack, _ in some], [place * size for _, place in some]
+            done = read_spans(fds, offsets, memory, targets[start : start + _MAX_OPEN], size)
             if done < len(fds):
                 found, promised = os.fstat(fds[done]).st_size, offsets[done] + size
                 raise OSError(f"a pack in {self._path} has {found} bytes where its index promises {promised}")

@@ -27,7 +27,7 @@ from transfer.landing import CopyStopped, Landing, LandingError
 
 logger = logging.getLogger(__name__)
 
-_BLOCK_BYTES = 512 << 10
+_BLOCK_BYTES = 1 << 20
 _BLOCK_PAGES = 256
 _PATIENCE_S = 10.0
 _REFUSED_S = 0.2
