@@ -52,6 +52,11 @@ class Fresh:
         source, target = ([pages[place] for place in places] for pages in self._mixed)
         return source, target
 
+    def in_order(self) -> PageLists:
+        """Source pages of one span to target pages at random."""
+        places = self._take()
+        return list(places), [self._mixed[1][place] for place in places]
+
     def _take(self) -> range:
         first = self._first[self._next % len(self._first)]
         self._next += 1

@@ -7,9 +7,12 @@ so that a busy machine slows all of them; the table shows medians over the round
 own shares. Contiguous pages form one span; scattered ones lie at random on both sides. Every measurement takes other
 pages than those before it, so none finds them in the caches because of its place in the round. The plain stream is sent
 and received in pieces of 128 KB, which iperf3 does too. Scattered pages stand beside plain copies, one after the other,
-of private memory that is scattered in the same way: what the memory itself makes of such an order. `disk` takes pages
-that were written before, most likely out of the system's page cache, and always verifies them; how long writing took
-stands in a table of its own.
+of private memory that is scattered in the same way: what the memory itself makes of such an order.
+
+`disk` takes pages that were written before, most likely out of the system's page cache, and always verifies them. What
+is offered together stands in a pack in its order, wherever in the pool it lay, so pages scattered in both pools are
+scattered in ours only; `disk mixed` are pages out of as many offers as there are pages, the worst that can be. How long
+writing took stands in a table of its own.
 """
 
 from __future__ import annotations
@@ -124,10 +127,11 @@ def ways_to_move(receiver: Receiver, count: int) -> Ways:
         return receiver.fetch(transport, choose(), verified=verified)
 
     for kind, choose in (("", pages.contiguous), (" scattered", pages.scattered)):
-        for transport in receiver.fetchers:
-            if transport != "disk":
-                ways[transport + kind] = partial(fetched, transport, choose, False)
+        for transport in ("shm", "tcp"):
+            ways[transport + kind] = partial(fetched, transport, choose, False)
             ways[f"{transport} verified{kind}"] = partial(fetched, transport, choose, True)
+    for kind, choose in (("", pages.contiguous), (" scattered", pages.in_order), (" mixed", pages.scattered)):
+        ways["disk" + kind] = partial(fetched, "disk", choose, True)
     return ways
 
 
@@ -135,14 +139,14 @@ def bandwidth(receiver: Receiver, sizes: Sequence[int], *, rounds: int) -> list[
     """Contiguous pages beside what they are compared with, and scattered ones beside contiguous ones; all ways take
     turns in every round."""
     compared = {"shm": "memcpy", "shm verified": "memcpy", "tcp": "stream", "tcp verified": "stream"}
-    moved_apart = ("memcpy", *compared, "disk verified")
+    moved_apart = {way: f"{way} scattered" for way in ("memcpy", *compared, "disk")}
     straight = Table(
         title="bandwidth in GB/s, contiguous pages",
         columns=["bytes", "memcpy", "stream", *chain(*((way, f"of {base}") for way, base in compared.items())), "disk"],
     )
     mixed = Table(
         title=f"bandwidth in GB/s, scattered pages of {receiver.page_bytes >> 10} KB, and shares of contiguous ones",
-        columns=["bytes", *chain(*((way, "share") for way in moved_apart))],
+        columns=["bytes", *chain(*((way, "share") for way in (*moved_apart, "disk mixed")))],
     )
     receiver.touch_all()
     for nbytes in sizes:
@@ -150,10 +154,10 @@ def bandwidth(receiver: Receiver, sizes: Sequence[int], *, rounds: int) -> list[
         cells: list[Cell] = []
         for way, base in compared.items():
             cells += [moved.speed(way), moved.share(way, base)]
-        straight.add(human(nbytes), moved.speed("memcpy"), moved.speed("stream"), *cells, moved.speed("disk verified"))
+        straight.add(human(nbytes), moved.speed("memcpy"), moved.speed("stream"), *cells, moved.speed("disk"))
         cells = []
-        for way in moved_apart:
-            cells += [moved.speed(f"{way} scattered"), moved.share(f"{way} scattered", way)]
+        for way, apart in (*moved_apart.items(), ("disk", "disk mixed")):
+            cells += [moved.speed(apart), moved.share(apart, way)]
         mixed.add(human(nbytes), *cells)
     return [straight, mixed]
 
