@@ -36,7 +36,7 @@ class TransferTimings:
     patience_s: float = 5.0
     """Copies wait this long for a peer's first process group before they go another way."""
     piece_s: float = 10.0
-    """Within which a process group moves each piece of a copy, up to 8 MB or one page; else it is given up."""
+    """Within which a process group moves each piece of a copy, up to 16 MB or one page; else it is given up."""
     drain_s: float = 1.0
     """Within which it brings what is still on its way for a copy that was ended; else it is given up too."""
 

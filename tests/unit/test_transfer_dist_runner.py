@@ -240,7 +240,8 @@ class Ends:
             thread.start()
 
     def piece(self, job: int, sources, targets) -> None:
-        self.take.send(TakePiece(job=job, sources=pack_runs(np.array(sources)), targets=pack_runs(np.array(targets))))
+        runs = [pack_runs(np.array(listed)) for listed in (sources, targets)]
+        self.take.send(TakePiece(job=job, sources=runs[0], targets=runs[1], read_soon=job % 2 == 0))
 
     def close(self) -> None:
         self.take.sock.close()
@@ -300,13 +301,13 @@ def test_a_piece_that_the_giver_refuses_ends_the_taker():
         ([1, 1, 1], [(0, 3)]),
         ([1, 64, 1], [(0, 1), (1, 2), (2, 3)]),
         ([64, 64], [(0, 1), (1, 2)]),
-        ([63] * 5, [(0, 4), (4, 5)]),
-        ([1] * 257, [(0, 256), (256, 257)]),
-        ([63, 63, 63, 63, 4, 1], [(0, 5), (5, 6)]),
+        ([63] * 9, [(0, 8), (8, 9)]),
+        ([1] * 513, [(0, 512), (512, 513)]),
+        ([63] * 8 + [8, 1], [(0, 9), (9, 10)]),
     ],
 )
 def test_short_runs_share_a_message_and_long_ones_have_their_own(counts, expected):
-    assert [(part.start, part.stop) for part in messages(counts, PAGE)] == expected
+    assert [(part.start, part.stop) for part in messages([count * PAGE for count in counts])] == expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

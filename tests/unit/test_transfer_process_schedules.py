@@ -187,24 +187,27 @@ def gives_pages_back_early(fetcher: PageFetcher) -> None:
 
 
 def test_a_page_given_back_while_a_helper_may_write_into_it_is_found(tmp_path, caplog):
-    def cancel_what_is_on_its_way() -> None:
+    def cancel_what_is_on_its_way(*, answered_early: bool) -> None:
         world.wait_for_helpers()
         world.freeze(1)
         world.hold()
         world.fetch(1, 12, False, None)
         assert world.whims.held.wait(WAIT_S)
         world.cancel(0)
-        world.settle(world.fetches - 1)
+        world.go()
+        if answered_early:
+            world.settle(world.fetches - 1)
         world.thaw(1)
         world.rest()
         world.check()
 
     with fleet_of("gloo", tmp_path, caplog) as fleet:
-        world = GroupWorld(fleet, timings=TransferTimings(handshake_s=1e6, join_s=1e6, piece_s=1e6))
-        cancel_what_is_on_its_way()
+        unhurried = TransferTimings(handshake_s=1e6, join_s=1e6, piece_s=1e6, drain_s=1e6)
+        world = GroupWorld(fleet, timings=unhurried)
+        cancel_what_is_on_its_way(answered_early=False)
         gives_pages_back_early(world.fetcher)
         with pytest.raises(LawBroken, match="was written to while nobody's"):
-            cancel_what_is_on_its_way()
+            cancel_what_is_on_its_way(answered_early=True)
         with contextlib.suppress(LawBroken):
             world.close()
         world.memory.close()

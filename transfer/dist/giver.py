@@ -12,14 +12,14 @@ import numpy as np
 
 from transfer.dist.groups import PairGroup, Pending
 from transfer.dist.orders import Channel, Joined, RunnerOrder
-from transfer.dist.parts import Parts, messages
+from transfer.dist.parts import Parts
 from transfer.dist.store import receive_exactly
 from transfer.memory import PeerMemory
 from transfer.spans import Runs
 from transfer.wire import Status, WireError
 from transfer.wire_requests import REQUEST_BYTES, Reply, decode_request_head, decode_runs, encode_reply, runs_are_inside
 
-_MESSAGES = 4
+_MESSAGES = 3
 """Under way at a time."""
 
 
@@ -80,7 +80,7 @@ class Giver:
             self._send(runs, job=head.job)
 
     def _send(self, runs: Runs, *, job: int) -> None:
-        for part in messages(runs[:, 1].tolist(), self._order.page_bytes):
+        for part in self._parts.cut(runs):
             if len(self._pending) == _MESSAGES:
                 self._pending.popleft().wait()
-            self._pending.append(self._group.send(self._parts.outgoing(runs[part]), job=job))
+            self._pending.append(self._group.send(self._parts.outgoing(part), job=job))

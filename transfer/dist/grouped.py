@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from protocol.handshake import RegionTicket
 from transfer.dist.pair import Pair
+from transfer.dist.pieces import Progress
 from transfer.io_loop import Timer
 from transfer.jobs import PageCopy, Peer
 
@@ -25,17 +26,6 @@ _LEGAL = {
     PeerState.LOST: {PeerState.READY, PeerState.DETACHED},
     PeerState.DETACHED: set[PeerState](),
 }
-
-
-@dataclass(kw_only=True)
-class Progress:
-    """Of a copy that is not answered yet."""
-
-    ordered: int = 0
-    """Pages that are here or on their way."""
-    ended: bool = False
-    """Nothing more is ordered for it; it is to be answered with `error`."""
-    error: str | None = None
 
 
 @dataclass(kw_only=True, eq=False)

@@ -18,7 +18,7 @@ from transfer.dist.orders import BackendName, Channel, ChannelError, RunnerOrder
 from transfer.io_loop import READ, IoLoop
 from transfer.transport import TransferTimings
 
-_PIECE_BYTES = 8 << 20
+_PIECE_BYTES = 16 << 20
 _MAX_PIECE_PAGES = 2048
 _ROOT = Path(__file__).parents[2]
 

@@ -50,6 +50,8 @@ class TakePiece(msgspec.Struct, frozen=True, tag="take"):
     """Runs, as in a request (`wire_requests.py`)."""
     targets: bytes
     """As many runs, of the same lengths."""
+    read_soon: bool
+    """To be verified, that is."""
 
 
 class Joined(msgspec.Struct, frozen=True, tag="joined"):

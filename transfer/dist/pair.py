@@ -18,7 +18,7 @@ from collections.abc import Callable
 from transfer.client_handshake import Address, ClientHandshake, Established
 from transfer.dist.helpers import Helper, Helpers, make_order
 from transfer.dist.orders import BackendName, ChannelError, Failed, Joined, Landed, RunnerOrder, TakePiece
-from transfer.dist.pieces import Piece, joint_runs, next_pages
+from transfer.dist.pieces import Piece, Progress
 from transfer.faults import InjectedFault
 from transfer.io_loop import READ, IoLoop, Timer
 from transfer.jobs import PageCopy, Peer
@@ -27,7 +27,7 @@ from transfer.transport import TransferTimings
 from transfer.wire import Want
 from transfer.wire_requests import pack_runs
 
-_MAX_PIECES = 3
+_MAX_PIECES = 2
 """On their way at a time."""
 
 
@@ -104,23 +104,27 @@ class Pair:
         """Whether `take` may be called."""
         return self.state is PairState.READY and len(self._pieces) < _MAX_PIECES
 
-    def take(self, copy: PageCopy, first: int) -> int:
-        """Order the next piece of `copy`, from its page `first` on; how many pages that is. Raises `InjectedFault` when
-        a test says so."""
+    def take(self, copy: PageCopy, progress: Progress) -> None:
+        """Order the next piece of `copy`. Raises `InjectedFault` when a test says so."""
         assert self._helper is not None
         assert self._order is not None
         self._landing.before(copy, self._backend)
-        count = next_pages(copy, first, at_most=self._order.piece_pages)
-        sources, targets = joint_runs(copy, first, count)
+        sources, targets = progress.order(at_most=self._order.piece_pages)
         self._job += 1
         timer = self._overdue(self._timings.piece_s, "a piece did not come")
-        self._pieces.append(Piece(job=self._job, copy=copy, count=count, timer=timer))
+        self._pieces.append(Piece(job=self._job, copy=copy, count=int(targets[:, 1].sum()), timer=timer))
         try:
-            self._helper.channel.send(TakePiece(job=self._job, sources=pack_runs(sources), targets=pack_runs(targets)))
+            self._helper.channel.send(
+                TakePiece(
+                    job=self._job,
+                    sources=pack_runs(sources),
+                    targets=pack_runs(targets),
+                    read_soon=bool(copy.job.checksums),
+                )
+            )
         except ChannelError as error:
             why = str(error)
             self._loop.call_soon(lambda: self.close(why))
-        return count
 
     def drop(self, copy: PageCopy) -> bool:
         """Nothing more is wanted of `copy`. Whether something is on its way into its pages all the same: `on_piece`

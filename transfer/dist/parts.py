@@ -10,24 +10,33 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from transfer.span_copy import Bytes, PackedRun, SpanCopier
+from transfer.span_copy import Bytes, Numbers, SpanCopier, SpanRun, Spans
 from transfer.spans import Runs
 
 LONG_BYTES = 256 << 10
-SHARED_BYTES = 1 << 20
+SHARED_BYTES = 2 << 20
 """Short runs are joined up to this."""
 
 
-def messages(counts: Sequence[int], page_bytes: int) -> list[slice]:
-    """Which of some runs, of `counts` pages each, share a message, in order."""
+class Part(NamedTuple):
+    """A message, as places in a pool."""
+
+    offsets: Numbers
+    lengths: Numbers
+    nbytes: int
+    adjacent: bool
+
+
+def messages(lengths: Sequence[int]) -> list[slice]:
+    """Which of some runs, of `lengths` bytes each, share a message, in order."""
     found: list[slice] = []
     begin = size = 0
-    for index, count in enumerate(counts):
-        nbytes = count * page_bytes
+    for index, nbytes in enumerate(lengths):
         is_long = nbytes >= LONG_BYTES
         if index > begin and (is_long or size + nbytes > SHARED_BYTES):
             found.append(slice(begin, index))
@@ -36,8 +45,8 @@ def messages(counts: Sequence[int], page_bytes: int) -> list[slice]:
         if is_long:
             found.append(slice(begin, index + 1))
             begin, size = index + 1, 0
-    if begin < len(counts):
-        found.append(slice(begin, len(counts)))
+    if begin < len(lengths):
+        found.append(slice(begin, len(lengths)))
     return found
 
 
@@ -53,36 +62,41 @@ class Parts:
         self._next = itertools.cycle(range(num_buffers))
         self._copier = SpanCopier()
 
-    def outgoing(self, runs: Runs) -> torch.Tensor:
-        """The bytes of a message of these pages."""
-        if _adjacent(runs):
-            return self._in_pool(runs)
+    def cut(self, runs: Runs) -> list[Part]:
+        """The messages of a piece of these pages."""
         offsets, lengths = np.ascontiguousarray(runs.T * self._page_bytes)
-        packed = self._buffer(int(lengths.sum()))
-        run = self._copier.gather(self._pool, offsets, lengths, into=packed)
-        run.advance(run.left)
+        if len(runs) == 1:
+            return [Part(offsets, lengths, int(lengths[0]), adjacent=True)]
+        joined = offsets[1:] == offsets[:-1] + lengths[:-1]
+        return [
+            Part(
+                offsets[part],
+                lengths[part],
+                int(lengths[part].sum()),
+                adjacent=bool(joined[part.start : part.stop - 1].all()),
+            )
+            for part in messages(lengths.tolist())
+        ]
+
+    def outgoing(self, part: Part) -> torch.Tensor:
+        """The bytes of a message."""
+        if part.adjacent:
+            return self._in_pool(part)
+        packed = self._buffers[next(self._next)][: part.nbytes]
+        self._copier.gather(self._pool, part.offsets, part.lengths, into=packed).advance(part.nbytes)
         return torch.from_numpy(packed)
 
-    def incoming(self, runs: Runs) -> tuple[torch.Tensor, PackedRun | None]:
-        """Where to receive a message of these pages, and what then puts them in their places."""
-        if _adjacent(runs):
-            return self._in_pool(runs), None
-        offsets, lengths = np.ascontiguousarray(runs.T * self._page_bytes)
-        packed = self._buffer(int(lengths.sum()))
-        run = self._copier.scatter(self._pool, offsets, lengths, out_of=packed)
-        return torch.from_numpy(packed), run
+    def incoming(self, part: Part, *, read_soon: bool) -> tuple[torch.Tensor, SpanRun | None]:
+        """Where to receive a message, and what then puts it in its places: past the caches, unless it is read soon."""
+        if part.adjacent:
+            return self._in_pool(part), None
+        packed = self._buffers[next(self._next)][: part.nbytes]
+        spans = Spans(sources=part.lengths.cumsum() - part.lengths, targets=part.offsets, lengths=part.lengths)
+        return torch.from_numpy(packed), self._copier.begin(self._pool, packed, spans, streaming=not read_soon)
 
-    def _in_pool(self, runs: Runs) -> torch.Tensor:
-        begin, count = int(runs[0, 0]), int(runs[:, 1].sum())
-        return self._tensor[begin * self._page_bytes : (begin + count) * self._page_bytes]
-
-    def _buffer(self, nbytes: int) -> Bytes:
-        buffer: Bytes = self._buffers[next(self._next)][:nbytes]
-        return buffer
-
-
-def _adjacent(runs: Runs) -> bool:
-    return bool((runs[:-1].sum(axis=1) == runs[1:, 0]).all())
+    def _in_pool(self, part: Part) -> torch.Tensor:
+        begin = int(part.offsets[0])
+        return self._tensor[begin : begin + part.nbytes]
 
 
 def _tensor(pool: Bytes) -> torch.Tensor:

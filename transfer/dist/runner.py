@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -44,6 +45,7 @@ def work(order: RunnerOrder, channel: Channel, fds: list[int]) -> None:
         store = PairStore(connection, order.key, rank=order.role == "take")
         group = join(order, store, host=host)
     connection.settimeout(order.piece_s)
+    gc.freeze()  # all of torch, that is
     pool = PeerMemory(fds[1], nbytes=order.pool_bytes, writable=order.role == "take")
     if order.role == "take":
         from transfer.dist.taker import Taker

@@ -14,15 +14,14 @@ import numpy as np
 
 from transfer.dist.groups import PairGroup, Pending
 from transfer.dist.orders import Channel, ChannelError, Joined, Landed, RunnerOrder, TakePiece
-from transfer.dist.parts import Parts, messages
+from transfer.dist.parts import Part, Parts
 from transfer.dist.store import receive_exactly
 from transfer.memory import PeerMemory
-from transfer.span_copy import PackedRun
-from transfer.spans import Runs
+from transfer.span_copy import SpanRun
 from transfer.wire import Status, WireError
 from transfer.wire_requests import REPLY_BYTES, Reply, decode_reply, encode_request, unpack_runs
 
-_MESSAGES = 4
+_MESSAGES = 3
 """Under way at a time."""
 
 
@@ -31,7 +30,8 @@ class _Message:
     """Pages that come together."""
 
     job: int
-    targets: Runs
+    part: Part
+    read_soon: bool
     reply: Reply | None
     """That the giver sends before them; with the first of a piece."""
     is_last: bool
@@ -57,7 +57,7 @@ class Taker:
         self._limited = limited
         self._parts = Parts(np.frombuffer(pool.view, dtype=np.uint8), order.page_bytes, num_buffers=_MESSAGES)
         self._asked: deque[_Message] = deque()
-        self._pending: deque[tuple[_Message, Pending, PackedRun | None]] = deque()
+        self._pending: deque[tuple[_Message, Pending, SpanRun | None]] = deque()
 
     def run(self) -> None:
         """Return when the replica is gone. Raises for all else."""
@@ -96,19 +96,22 @@ class Taker:
             num_pages=num_pages,
             byte_length=num_pages * order.page_bytes,
         )
-        for part in messages(targets[:, 1].tolist(), order.page_bytes):
-            is_first, is_last = part.start == 0, part.stop == len(targets)
-            reply = expected if is_first else None
-            self._asked.append(_Message(job=piece.job, targets=targets[part], reply=reply, is_last=is_last))
+        parts = self._parts.cut(targets)
+        for index, part in enumerate(parts):
+            reply = expected if index == 0 else None
+            is_last = index + 1 == len(parts)
+            self._asked.append(
+                _Message(job=piece.job, part=part, read_soon=piece.read_soon, reply=reply, is_last=is_last)
+            )
         self._receive()
 
     def _receive(self) -> None:
         while self._asked and len(self._pending) < _MESSAGES:
             message = self._asked.popleft()
-            into, scatter = self._parts.incoming(message.targets)
+            into, scatter = self._parts.incoming(message.part, read_soon=message.read_soon)
             self._pending.append((message, self._group.receive(into, job=message.job), scatter))
 
-    def _land(self, message: _Message, coming: Pending, scatter: PackedRun | None) -> None:
+    def _land(self, message: _Message, coming: Pending, scatter: SpanRun | None) -> None:
         if message.reply is not None:
             reply = decode_reply(self._order.key, receive_exactly(self._connection, REPLY_BYTES))
             if reply != message.reply:

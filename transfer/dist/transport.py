@@ -15,10 +15,11 @@ import threading
 from collections.abc import Callable
 
 from protocol.handshake import RegionTicket
-from transfer.dist.grouped import Grouped, PeerState, Progress, address_of
+from transfer.dist.grouped import Grouped, PeerState, address_of
 from transfer.dist.helpers import Helpers
 from transfer.dist.orders import BackendName
 from transfer.dist.pair import Pair, PairState
+from transfer.dist.pieces import Progress
 from transfer.faults import InjectedFault
 from transfer.io_loop import IoLoop
 from transfer.jobs import PageCopy, Peer
@@ -109,7 +110,7 @@ class GroupTransport:
         if entry.state is PeerState.LOST:
             copy.on_ended(copy, entry.error)
             return
-        entry.copies[copy] = Progress()
+        entry.copies[copy] = Progress(copy)
         self._pump(entry)
 
     def _stop(self, copy: PageCopy) -> None:
@@ -174,15 +175,14 @@ class GroupTransport:
         pair = entry.pair
         while pair is not None and pair.has_room:
             copies = entry.copies.items()
-            unordered = [copy for copy, at in copies if not at.ended and at.ordered < copy.num_pages]
+            unordered = [copy for copy, progress in copies if not progress.ended and not progress.is_ordered]
             if not unordered:
                 return
             copy = min(unordered, key=turn)
             if copy.started_at is None:
                 copy.started_at = self._clock()
-            progress = entry.copies[copy]
             try:
-                progress.ordered += pair.take(copy, progress.ordered)
+                pair.take(copy, entry.copies[copy])
             except InjectedFault as fault:
                 self._end(entry, copy, str(fault))
 
