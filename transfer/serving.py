@@ -139,6 +139,7 @@ class ServerConnection:
                 self._hello(message)
             elif self._state is _State.REQUEST:
                 self._request(message)
+                self._readable()  # its runs have most likely come along
             else:
                 self._runs(message)
         except (BlockingIOError, InterruptedError):
