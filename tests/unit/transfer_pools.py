@@ -248,7 +248,7 @@ class Whims:
 
     def after_copy(self, site: CopySite, landed: memoryview) -> None:
         if self.mode == "corrupt":
-            landed[0] ^= 1
+            landed[len(landed) // 2] ^= 1
 
 
 @contextlib.contextmanager
