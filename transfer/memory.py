@@ -2,8 +2,9 @@
 
 A pool's owner creates `SharedMemory`: an anonymous memory file (memfd), mapped once. It is sealed against being
 resized, so that a reader can never be killed by SIGBUS behind the file's end, and, unless it was meant to be shared for
-writing, against any further writable mapping, so that only its owner can change it. The kernel frees it with its last
-mapping: nothing is left behind by `kill -9`, and no name is ever entered anywhere.
+writing, against any further writable mapping, so that only its owner can change it. Peers are handed a descriptor that
+is for reading in any case. The kernel frees it with its last mapping: nothing is left behind by `kill -9`, and no name
+is ever entered anywhere.
 
 A reader that was handed the file descriptor (`server.py`) makes a `PeerMemory` of it: read-only, and only after the
 seals and the size were found to be what the owner promised.
@@ -32,9 +33,9 @@ class SharedMemory:
     """`nbytes` of zeroed, page-aligned memory that peers on this host can be given to read.
 
     `prefault` takes the memory from the system at once; `Prefault` (prefault.py) does so later. Huge pages are used
-    where the system lends them. `shared_writable` lets another process that is handed `fd` write too. Raises
-    `ValueError` for a size that is not positive and `MemoryError` when the system has too little available: better here
-    than by the kernel's killing somebody in the middle of a request.
+    where the system lends them. `shared_writable` lets another process that is handed `fd` write too; what is mapped by
+    `reading_fd` can never be written. Raises `ValueError` for a size that is not positive and `MemoryError` when the
+    system has too little available: better here than by the kernel's killing somebody in the middle of a request.
     """
 
     def __init__(self, nbytes: int, *, prefault: bool = True, shared_writable: bool = False) -> None:
@@ -53,6 +54,7 @@ class SharedMemory:
                 self._mapping.madvise(mmap.MADV_HUGEPAGE)
             seals = _NO_RESIZE | fcntl.F_SEAL_SEAL | (0 if shared_writable else _SEAL_FUTURE_WRITE)
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
+            self.reading_fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             os.close(self.fd)
             raise _too_little(nbytes, str(error)) from error
@@ -89,6 +91,7 @@ class SharedMemory:
             return
         self._closed = True
         os.close(self.fd)
+        os.close(self.reading_fd)
         with contextlib.suppress(BufferError):
             self.view.release()
             self._mapping.close()

@@ -66,7 +66,7 @@ class PageServer:
             raise ValueError(f"boot {boot} is not an unsigned 64-bit number")
         region = ServedRegion(
             view=memory.view,
-            fd=memory.fd,
+            fd=memory.reading_fd,
             page_bytes=page_bytes,
             num_pages=num_pages,
             boot=boot,

@@ -58,6 +58,28 @@ def test_memory_meant_to_be_shared_for_writing_can_still_not_be_resized():
             os.ftruncate(shared.fd, 8192)
 
 
+def test_those_who_are_to_read_cannot_write_even_into_memory_that_is_shared_for_writing():
+    with SharedMemory(4096, shared_writable=True) as shared:
+        with pytest.raises(PermissionError):
+            mmap.mmap(shared.reading_fd, 4096)
+        with pytest.raises(ValueError, match="cannot be mapped"):
+            PeerMemory(os.dup(shared.reading_fd), nbytes=4096, writable=True)
+        shared.view[7] = 7
+        theirs = PeerMemory(os.dup(shared.reading_fd), nbytes=4096)
+        assert theirs.view[7] == 7
+        theirs.close()
+
+
+def test_another_process_can_write_only_where_that_was_meant_for_it():
+    with SharedMemory(4096) as sealed, pytest.raises(ValueError, match="cannot be mapped"):
+        PeerMemory(os.dup(sealed.fd), nbytes=4096, writable=True)
+    with SharedMemory(4096, shared_writable=True) as shared:
+        theirs = PeerMemory(os.dup(shared.fd), nbytes=4096, writable=True)
+        theirs.view[7] = 7
+        assert shared.view[7] == 7
+        theirs.close()
+
+
 def test_a_peers_memory_must_be_as_large_as_promised_and_sealed():
     with SharedMemory(4096) as memory, pytest.raises(ValueError, match="4096 bytes where its ticket promises 8192"):
         PeerMemory(os.dup(memory.fd), nbytes=8192)

@@ -46,7 +46,7 @@ class GroupDoor:
         self._clock = clock
         self._timings = timings or TransferTimings()
         self._region = ServedRegion(
-            view=memory.view, fd=memory.fd, page_bytes=page_bytes, num_pages=num_pages, boot=boot, secret=secret
+            view=memory.view, fd=memory.reading_fd, page_bytes=page_bytes, num_pages=num_pages, boot=boot, secret=secret
         )
         self._live: set[Helper] = set()
         self._closed = False
