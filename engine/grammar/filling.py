@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -23,8 +24,7 @@ _LOOKS = 2
 """Waits that a row must outlast to be too slow: the time in which the whole process was stopped can spoil one."""
 
 
-@dataclass(frozen=True)
-class MaskedRow:
+class MaskedRow(msgspec.Struct, frozen=True):
     """One constrained row of a batch."""
 
     row: int
@@ -32,6 +32,19 @@ class MaskedRow:
     constraint: Constraint
     avoided: Sequence[int] = ()
     """Tokens that may not come unless nothing else can: stop tokens before their time."""
+
+
+@dataclass(frozen=True)
+class RowMasks:
+    """Bit `t % 32` of `bits[i, t // 32]` says whether token `t` may come in row `rows[i]`; the other rows are free."""
+
+    rows: npt.NDArray[np.int64]
+    bits: torch.Tensor
+    """int32 `[len(rows), ceil(vocab / 32)]`, on the CPU."""
+
+    def without_any(self) -> list[int]:
+        """The rows in which no token may come."""
+        return [int(row) for row, bits in zip(self.rows, self.bits.numpy(), strict=True) if not bits.any()]
 
 
 class Filling:
@@ -44,6 +57,8 @@ class Filling:
         """What went wrong that is no row's grammar, once it is finished."""
         self.seconds = 0.0
         """What it took, once it is finished."""
+        self.masks: RowMasks | None = None
+        """Once it is finished."""
         self._finished = threading.Lock()
         """Free once it is: an event of Python's own costs a step more than the masks do."""
         self._finished.acquire()
@@ -61,6 +76,7 @@ class Filling:
                 row.constraint.fill(self.bits, place)
                 if row.avoided:
                     _take_out(words[place], row.avoided)
+            self.masks = RowMasks(np.array([row.row for row in self.rows], np.int64), self.bits)
         except BaseException as error:
             self.error = error
         self.seconds = time.perf_counter() - began

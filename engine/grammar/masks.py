@@ -14,28 +14,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from engine.grammar.filling import MASK_BITS, Filling, MaskedRow
+from engine.grammar.filling import MASK_BITS, Filling, MaskedRow, RowMasks
 
 __all__ = ["MaskCounters", "MaskFiller", "MaskedRow", "RowMasks"]
 
 _Orders = queue.SimpleQueue[Filling | None]
-
-
-@dataclass(frozen=True)
-class RowMasks:
-    """Bit `t % 32` of `bits[i, t // 32]` says whether token `t` may come in row `rows[i]`; the other rows are free."""
-
-    rows: npt.NDArray[np.int64]
-    bits: torch.Tensor
-    """int32 `[len(rows), ceil(vocab / 32)]`, on the CPU."""
-
-    def without_any(self) -> list[int]:
-        """The rows in which no token may come."""
-        return [int(row) for row, bits in zip(self.rows, self.bits.numpy(), strict=True) if not bits.any()]
 
 
 @dataclass
@@ -91,7 +76,7 @@ class MaskFiller:
         self.counters.wait_seconds += time.perf_counter() - began
         if filling.error is not None:
             raise filling.error
-        return RowMasks(np.array([row.row for row in filling.rows], np.int64), filling.bits)
+        return filling.masks
 
     def close(self) -> None:
         """End the thread."""
