@@ -83,8 +83,8 @@ __attribute__((visibility("default"))) int64_t pd_check_spans(int64_t nbytes, co
 }
 
 /* Copies the next `max_bytes` bytes of spans that were checked, or what is left of them; returns how many. `place` is
- * the span and the byte in it that is next, before and after. On a side without offsets the bytes of this call lie one
- * behind the other from its beginning. */
+ * the span and the byte in it that is next, before and after. Without `targets` the bytes of this call lie one behind the
+ * other from the target's beginning. */
 __attribute__((visibility("default"))) int64_t pd_copy_spans(uint8_t *target, const uint8_t *source,
                                                              const int64_t *targets, const int64_t *sources,
                                                              const int64_t *lengths, int64_t count, int64_t *place,
@@ -93,12 +93,10 @@ __attribute__((visibility("default"))) int64_t pd_copy_spans(uint8_t *target, co
     while (i < count && done < max_bytes) {
         const int64_t then = i + SPANS_AHEAD, following = i + 1 < count ? i + 1 : i;
         if (at == 0 && then < count)
-            foresee(targets ? target + targets[then] : target + done, sources ? source + sources[then] : source + done,
-                    lengths[then]);
+            foresee(targets ? target + targets[then] : target + done, source + sources[then], lengths[then]);
         const int64_t rest = lengths[i] - at, room = max_bytes - done, length = rest < room ? rest : room;
         uint8_t *to = target + (targets ? targets[i] + at : done);
-        const uint8_t *from = source + (sources ? sources[i] + at : done);
-        const uint8_t *next = sources ? source + sources[following] : from + length;
+        const uint8_t *from = source + sources[i] + at, *next = source + sources[following];
         if (streaming)
             copy_span(to, from, length, next, 1);
         else

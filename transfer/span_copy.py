@@ -10,8 +10,8 @@ be moved as `Spans`; copy it piece by piece:
         moved = run.advance(4 << 20)
 
 Other Python threads run while `advance` copies. It cannot be ended before its end: a few megabytes, well under a
-millisecond, are a good size, and the caller decides between two calls whether to go on. `gather` and `scatter` are for
-bytes that lie one behind the other on one side, in a buffer that a socket is served from, say. Spans may have any
+millisecond, are a good size, and the caller decides between two calls whether to go on. `gather` puts
+bytes one behind the other into a buffer that is sent from, say. Spans may have any
 offset and length; they are quickest where target and length are multiples of 64 bytes. Where no compiler is, the same
 is done span by span in Python: slower for small spans, equal for large ones.
 """
@@ -123,34 +123,24 @@ class SpanRun(_Place):
 
 class PackedRun(_Place):
     """The bytes of some spans of one memory, one behind the other in `packed`, as many at a time as fit: made by
-    `SpanCopier.gather` and `scatter`."""
+    `SpanCopier.gather`."""
 
     def __init__(
-        self,
-        library: ctypes.CDLL | None,
-        memory: Bytes,
-        offsets: Numbers,
-        lengths: Numbers,
-        packed: Bytes,
-        *,
-        scatters: bool,
+        self, library: ctypes.CDLL | None, source: Bytes, offsets: Numbers, lengths: Numbers, packed: Bytes
     ) -> None:
         super().__init__(lengths)
-        assert (memory if scatters else packed).flags.writeable
+        assert packed.flags.writeable
         assert packed.flags.c_contiguous
-        _check(library, memory, offsets, lengths, "target" if scatters else "source")
+        _check(library, source, offsets, lengths, "source")
         self._library = library
-        self._memory = memory
+        self._source = source
         self._offsets = offsets
         self._packed = packed
-        self._scatters = scatters
-        ours, theirs, table = memory.ctypes.data, packed.ctypes.data, offsets.ctypes.data
-        sides = (ours, theirs, table, None) if scatters else (theirs, ours, None, table)
-        self._arguments = (*sides, lengths.ctypes.data, len(lengths), self._next, False)
+        addresses = (packed.ctypes.data, source.ctypes.data, None, offsets.ctypes.data, lengths.ctypes.data)
+        self._arguments = (*addresses, len(lengths), self._next, False)
 
     def advance(self, max_bytes: int) -> int:
-        """Gather the next `max_bytes` bytes, or what is left, into the beginning of `packed`, or scatter that many from
-        there; how many that were."""
+        """Gather the next `max_bytes` bytes, or what is left, into the beginning of `packed`; how many that were."""
         assert max_bytes <= self._packed.nbytes
         if self._library is not None:
             moved = int(self._library.pd_copy_spans(*self._arguments, max_bytes))
@@ -158,11 +148,7 @@ class PackedRun(_Place):
             moved = 0
             for index, at, count in self._steps(max_bytes):
                 start = int(self._offsets[index]) + at
-                one, other = self._memory[start : start + count], self._packed[moved : moved + count]
-                if self._scatters:
-                    one[:] = other
-                else:
-                    other[:] = one
+                self._packed[moved : moved + count] = self._source[start : start + count]
                 moved += count
         self.left -= moved
         return moved
@@ -189,12 +175,7 @@ class SpanCopier:
 
     def gather(self, source: Bytes, offsets: Numbers, lengths: Numbers, *, into: Bytes) -> PackedRun:
         """Make ready to pack these spans of `source`. Raises `ValueError` for one that is not inside."""
-        return PackedRun(self._library, source, offsets, lengths, into, scatters=False)
-
-    def scatter(self, target: Bytes, offsets: Numbers, lengths: Numbers, *, out_of: Bytes) -> PackedRun:
-        """Make ready to put packed bytes into these spans of `target`. Raises `ValueError` for one that is not
-        inside."""
-        return PackedRun(self._library, target, offsets, lengths, out_of, scatters=True)
+        return PackedRun(self._library, source, offsets, lengths, into)
 
 
 @functools.cache  # a loaded library is its process's anyway
