@@ -10,10 +10,10 @@ be moved as `Spans`; copy it piece by piece:
         moved = run.advance(4 << 20)
 
 Other Python threads run while `advance` copies. It cannot be ended before its end: a few megabytes, well under a
-millisecond, are a good size, and the caller decides between two calls whether to go on. `gather` puts
-bytes one behind the other into a buffer that is sent from, say. Spans may have any
-offset and length; they are quickest where target and length are multiples of 64 bytes. Where no compiler is, the same
-is done span by span in Python: slower for small spans, equal for large ones.
+millisecond, are a good size, and the caller decides between two calls whether to go on. `gather` puts bytes one behind
+the other into a buffer that is sent from, say. Spans may have any offset and length; they are quickest where target and
+length are multiples of 64 bytes. Where no compiler is, the same is done span by span in Python: slower for small spans,
+equal for large ones.
 """
 
 from __future__ import annotations
