@@ -32,6 +32,7 @@ from cluster.model_folder import EMBEDDED, NoModel, embedded_model_is_ready, mod
 from cluster.placement import shortfalls
 from cluster.readiness import StartFailed, check_port_free, wait_until_healthy
 from cluster.tls import BadCertificate
+from router.auth_file import read_keys
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeStatus
@@ -63,6 +64,7 @@ def main() -> int:
         if application.tls is not None:
             application.tls.check()
         _check_model(application.config, progress)
+        check_router_files(application.config)
         _set_environment(options.env_file, options.folder, haproxy=application.tls is None and haproxy_runs())
         _start(application, options, progress)
         while True:
@@ -165,6 +167,19 @@ def _check_model(config: ClusterConfig, progress: Progress) -> None:
     if config.model.path != EMBEDDED:
         progress(f"looking at {config.model.path}")
         model_folder(config.model.path)
+
+
+def check_router_files(config: ClusterConfig) -> None:
+    """Read what the router will read: raises `StartFailed`, before anything starts, for what it could not use."""
+    try:
+        if config.router.api_keys_file is not None:
+            read_keys(Path(config.router.api_keys_file))
+        if config.model.chat_template is not None:
+            from text.chat_template import ChatTemplate  # only here: it imports jinja2
+
+            ChatTemplate.load(Path(config.model.path), file=config.model.chat_template)
+    except ValueError as error:  # BadKeyFile, ChatTemplateError
+        raise StartFailed(str(error)) from error
 
 
 def _check_placement(config: ClusterConfig) -> None:

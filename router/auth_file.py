@@ -8,6 +8,7 @@ are stay, the log says why, and a counter grows.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from pathlib import Path
 
@@ -28,11 +29,10 @@ class KeyFile:
         self._path = path
         self._metrics = metrics
         self._complaint = ""
-        try:
+        self._version: _Version | None = None
+        with contextlib.suppress(OSError):  # reading it says what is wrong
             self._version = self._look()
-            self.table: KeyTable = parse_keys(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, BadKeyFile) as error:
-            raise BadKeyFile(f"router.api_keys_file {path}: {_words(error)}") from error
+        self.table = read_keys(path)
         metrics.add_gauge("router_api_keys", "API keys that are accepted", lambda: len(self.table))
 
     def refresh(self) -> None:
@@ -68,6 +68,14 @@ class KeyFile:
         if words != self._complaint:
             _LOGGER.error("%s cannot be used, so the keys there were stay: %s", self._path, words)
         self._complaint = words
+
+
+def read_keys(path: Path) -> KeyTable:
+    """The keys in the file; raises `BadKeyFile` for one that cannot be used."""
+    try:
+        return parse_keys(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, BadKeyFile) as error:
+        raise BadKeyFile(f"router.api_keys_file {path}: {_words(error)}") from error
 
 
 def _words(error: Exception) -> str:

@@ -1,14 +1,17 @@
-"""What the head makes of a Serve that is slow to start."""
+"""What the head sees before anything starts, and what it makes of a Serve that is slow to."""
 
 from __future__ import annotations
 
 from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 from ray.exceptions import ActorDiedError
 
-from cluster.head import wait_for_proxies
+from cluster.config import ClusterConfig
+from cluster.head import check_router_files, wait_for_proxies
 from cluster.launch_output import Progress
+from cluster.readiness import StartFailed
 
 
 def failed(error: Exception) -> Future[None]:
@@ -26,3 +29,16 @@ def test_late_proxies_are_left_to_the_health_check(error: Exception, capsys: pyt
 def test_what_else_goes_wrong_with_serve_ends_the_start() -> None:
     with pytest.raises(RuntimeError, match="no Serve"):
         wait_for_proxies(failed(RuntimeError("no Serve")), Progress())
+
+
+def test_files_of_the_router_are_read_before_anything_starts(tmp_path: Path) -> None:
+    keys, template = tmp_path / "keys.yaml", tmp_path / "own.jinja"
+    with pytest.raises(StartFailed, match=r"router\.api_keys_file .*keys\.yaml.*No such file"):
+        check_router_files(ClusterConfig(router={"api_keys_file": str(keys)}))
+    keys.write_text("keys: [{key: sk-1, tenant: a}]")
+    template.write_text("{% if %}")
+    config = ClusterConfig(router={"api_keys_file": str(keys)}, model={"chat_template": str(template)})
+    with pytest.raises(StartFailed, match="not valid jinja"):
+        check_router_files(config)
+    template.write_text("{{ messages }}")
+    check_router_files(config)
