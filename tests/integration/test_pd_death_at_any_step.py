@@ -26,11 +26,19 @@ from protocol.rooms import FailureCode
 from router.app import build_asgi
 from router.config import RouterConfig
 from tests.integration.worker_cluster import MODEL_NAME, SECRET, until_whole
-from tests.integration.worker_processes import Nursery, ReplicaOrder, ReplicaProcess, find_silence_sooner
+from tests.integration.worker_processes import (
+    Nursery,
+    ReplicaOrder,
+    ReplicaProcess,
+    find_silence_sooner,
+    wait_for_groups,
+)
+from tests.unit.mooncake_library import needs_library
 from tests.unit.tiny_models import SIZES, save_random_model
 from tests.unit.tiny_tokenizers import byte_level_backend
 from transfer.jobs import PageCopy
 from transfer.landing import Landing
+from transfer.transport import TransferTimings
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 
@@ -56,20 +64,24 @@ def nursery() -> Iterator[Nursery]:
 
 
 @pytest.fixture(autouse=True)
-def quick_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    defaults = dict(LinkTimings.__init__.__kwdefaults__)
-    find_silence_sooner(defaults)
-    monkeypatch.setattr(LinkTimings.__init__, "__kwdefaults__", defaults)
+def other_timings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for timings, change in ((LinkTimings, find_silence_sooner), (TransferTimings, wait_for_groups)):
+        defaults = dict(timings.__init__.__kwdefaults__)
+        change(defaults)
+        monkeypatch.setattr(timings.__init__, "__kwdefaults__", defaults)
 
 
 class Pair:
     """One replica here, which stays, one elsewhere, which may not, and a router."""
 
-    def __init__(self, nursery: Nursery, folder: Path, mortal: ReplicaRole, transport: Any) -> None:
+    def __init__(
+        self, nursery: Nursery, folder: Path, mortal: ReplicaRole, transport: Any, shared: Path | None = None
+    ) -> None:
         self._nursery = nursery
         self._folder = folder
         self._mortal = mortal
         self._transport = transport
+        self._shared = shared
         self.survivor = ReplicaWorker(
             WorkerConfig(
                 replica_id="survivor",
@@ -78,7 +90,7 @@ class Pair:
                 engine=EngineConfig(max_total_tokens=1024, chunked_prefill_size=32),
                 secret=SECRET,
                 dtype="float32",
-                transfer=TransferOptions(transport=transport),
+                transfer=TransferOptions(transport=transport, folder=shared),
             )
         )
         config = RouterConfig(model_name=MODEL_NAME, tokenizer_folder=folder, context_length=256, secret=SECRET)
@@ -100,7 +112,8 @@ class Pair:
     @contextlib.asynccontextmanager
     async def other(self, *, step: int, by: int) -> AsyncIterator[ReplicaProcess]:
         """The mortal one, for as long as the context lasts at most."""
-        order = ReplicaOrder(self._mortal, str(self._folder), self._transport, step, by)
+        shared = "" if self._shared is None else str(self._shared)
+        order = ReplicaOrder(self._mortal, str(self._folder), self._transport, shared, step, by)
         process = await asyncio.to_thread(self._nursery.fork, order)
         try:
             self._app.state.members.update([self.survivor.member, process.member])
@@ -140,8 +153,36 @@ async def test_kill_9_before_any_step(folder: Path, nursery: Nursery, mortal: Re
                 await pair.settle()
                 if await asyncio.to_thread(other.settles):
                     break  # there was no such step any more
-                assert other.is_dead
+                assert await asyncio.to_thread(other.dies)
         assert step > 6
+
+
+@pytest.mark.parametrize(
+    ("transport", "mortal", "steps"),
+    [
+        ("disk", ReplicaRole.PREFILL, (2, 4, 5, 7)),
+        ("disk", ReplicaRole.DECODE, (3, 5, 7)),
+        pytest.param("mooncake", ReplicaRole.PREFILL, (4, 5, 7), marks=needs_library),
+        pytest.param("mooncake", ReplicaRole.DECODE, (4, 5, 7), marks=needs_library),
+        ("gloo", ReplicaRole.PREFILL, (5, 7)),
+        ("gloo", ReplicaRole.DECODE, (4, 6)),
+    ],
+)
+async def test_kill_9_before_some_steps(
+    folder: Path, nursery: Nursery, tmp_path: Path, transport: str, mortal: ReplicaRole, steps: tuple[int, ...]
+) -> None:
+    """Of transports that take seconds to make, or files: the steps around the pages."""
+    async with Pair(nursery, folder, mortal, transport, tmp_path if transport == "disk" else None).running() as pair:
+        async with pair.other(step=0, by=0):
+            expected = await pair.generate()
+        if mortal is ReplicaRole.PREFILL:
+            assert list(pair.survivor._decode.traffic.by_transport) == [transport]
+        for step in steps:
+            async with pair.other(step=step, by=signal.SIGKILL) as other:
+                assert await pair.generate() == expected, f"killed before step {step}"
+                await pair.settle()
+                assert not await asyncio.to_thread(other.settles), f"there is no step {step}"
+                assert await asyncio.to_thread(other.dies)
 
 
 @pytest.mark.parametrize("mortal", [ReplicaRole.PREFILL, ReplicaRole.DECODE])

@@ -21,6 +21,7 @@ import msgspec
 from protocol.link import LinkTimings
 from protocol.membership import Member, ReplicaRole
 from tests.integration.worker_cluster import SECRET
+from transfer.transport import TransferTimings
 
 SILENCE_S = 2.0
 """After which a stopped replica is given up here; it is five seconds elsewhere."""
@@ -34,6 +35,8 @@ class ReplicaOrder(msgspec.Struct, frozen=True):
     role: ReplicaRole
     folder: str
     transport: str
+    shared_folder: str
+    """That `disk` goes through; else empty."""
     step: int
     signal: int
 
@@ -83,6 +86,10 @@ class ReplicaProcess:
     def is_stopped(self) -> bool:
         return Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
+    def dies(self) -> bool:
+        """Whether it is dead, or soon will be: its sockets are closed a moment before."""
+        return bool(select.select([self._pidfd], [], [], _WAIT_S)[0])
+
     def resume(self) -> None:
         signal.pidfd_send_signal(self._pidfd, signal.SIGCONT)
 
@@ -105,6 +112,11 @@ class ReplicaProcess:
 def find_silence_sooner(patch: dict[str, object] = LinkTimings.__init__.__kwdefaults__) -> None:
     """In this process, for the links that are made from now on."""
     patch.update(ping_s=SILENCE_S / 8, silence_s=SILENCE_S)
+
+
+def wait_for_groups(patch: dict[str, object] = TransferTimings.__init__.__kwdefaults__) -> None:
+    """In this process, copies wait for their process group, however slow the machine is to make one."""
+    patch.update(patience_s=_WAIT_S)
 
 
 # ---- in the other process -----------------------------------------------------------------------------------------
@@ -155,7 +167,9 @@ async def serve(order: ReplicaOrder, sock: socket.socket) -> None:
             engine=EngineConfig(max_total_tokens=1024, chunked_prefill_size=32),
             secret=SECRET,
             dtype="float32",
-            transfer=TransferOptions(transport=order.transport),
+            transfer=TransferOptions(
+                transport=order.transport, folder=Path(order.shared_folder) if order.shared_folder else None
+            ),
         )
     )
     member = await worker.start()
@@ -175,6 +189,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     find_silence_sooner()
+    wait_for_groups()
     while True:
         data, fds, _, _ = socket.recv_fds(sock, 4096, 1)
         if not data:
