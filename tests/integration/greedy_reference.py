@@ -24,7 +24,7 @@ _BATCH, _SHORT = 8, 200
 _LENGTHS = (
     *range(1, 19),
     *(23, 31, 32, 33, 34, 40, 47, 48, 49, 57, 63, 64, 65, 66, 71, 79, 80, 81, 95, 96, 97),
-    *(111, 127, 128, 129, 150, 160, 177, 200, 256, 257, 300, 513, 1300),
+    *(111, 127, 128, 129, 150, 160, 177, 200, 256, 257, 300, 513, 1300, 3000),
 )
 _TEXT = (
     "the a one every small old bright quiet river city engine letter number teacher garden window winter question "
@@ -49,7 +49,7 @@ def at_page_edges(references: Sequence[Reference]) -> list[Reference]:
 
 
 def greedy_reference(folder: Path) -> tuple[Reference, ...]:
-    """52 prompts of 1 to 1,300 tokens with up to `MAX_NEW_TOKENS` that follow each, by `generate`."""
+    """53 prompts of 1 to 3,000 tokens with up to `MAX_NEW_TOKENS` that follow each, by `generate`."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # two threads gain little here, and lose much where another process wants the cores too
