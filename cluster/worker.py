@@ -40,8 +40,8 @@ from protocol.endpoints import Identity, LinkServer
 from protocol.handshake import LinkRole
 from protocol.membership import Member
 from text.tokenizer import Tokenizer
-from transfer.disk.spool import Spool
 from transfer.choice import is_written_by_helpers
+from transfer.disk.spool import Spool
 from transfer.doors import DoorParts, open_doors
 from transfer.fetcher import PageFetcher
 from transfer.int8_codec import Int8Codec
