@@ -94,7 +94,6 @@ def _start(application: ServeApplication, options: argparse.Namespace, progress:
             logging_level="WARNING",
             _temp_dir=str(options.folder),
         )
-    late.start(context.dashboard_url)
     signal.signal(signal.SIGTERM, _request_stop)  # until here Ray has a handler of its own, which exits
     if fetching is not None and fetching.wait() != 0:
         raise StartFailed("the embedded model could not be fetched; the reason stands above")
@@ -122,6 +121,7 @@ def _start(application: ServeApplication, options: argparse.Namespace, progress:
     url = f"{scheme}://{_reachable(application.host)}:{application.port}"
     wait_until_healthy(url)
     progress("ready")
+    late.start(context.dashboard_url)
     print_usage(url)
     print_tools(context.address_info["gcs_address"], late.dashboard_url(timeout_s=_DASHBOARD_TIMEOUT_S))
 

@@ -1,9 +1,9 @@
-"""Ray's dashboard and monitors, started beside the application instead of before it.
+"""Ray's dashboard and monitors, started when the application serves instead of before it.
 
-`ray.init` starts the dashboard and nothing else until it answers, and two monitors, each of them a second of processor
-time: a third of the time until a small cluster serves, though nothing that serves needs them. Ray 2.60 has no setting
-for this, so the methods that start them are put off and called from a thread of low priority. In a Ray that has no such
-methods they start in its own way.
+`ray.init` starts the dashboard and nothing else until it answers, and two monitors, five seconds of processor time
+altogether: a third of the time until a small cluster serves, though nothing that serves needs them. Ray 2.60 has no
+setting for this, so the methods that start them are put off and called from a thread of low priority. In a Ray that has
+no such methods they start in its own way.
 
 Lifecycle: `held_back()` around `ray.init`, then `start()` once. The processes end with the cluster.
 """
