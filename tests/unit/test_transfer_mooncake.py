@@ -28,7 +28,8 @@ pytestmark = needs_library
 AT_ONCE = TransferTimings(retry_s=0.0)
 BLOCK_PAGES = 255
 """Of 4096 bytes: what the transport reads at once."""
-LONG = list(range(5 * BLOCK_PAGES))
+LONG = list(range(8 * BLOCK_PAGES))
+"""More blocks than are under way at a time: the last ones are read after what happens at a gate."""
 
 
 @pytest.fixture(scope="module")

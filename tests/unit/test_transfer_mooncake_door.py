@@ -46,7 +46,7 @@ def opened(memory: SharedMemory, **options) -> Iterator[tuple[MooncakeDoor, thre
 def warnings() -> Iterator[queue.SimpleQueue[str]]:
     """What the door warns of, as it does."""
     heard: queue.SimpleQueue[str] = queue.SimpleQueue()
-    handler = logging.Handler()
+    handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: heard.put(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("transfer.mooncake.door")
     logger.addHandler(handler)
