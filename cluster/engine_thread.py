@@ -164,12 +164,15 @@ class EngineThread:
         if not landing:
             return
         until = time.monotonic() + self._landing_wait.seconds(landing, running=self._engine.load().running_requests)
+        heard = False
         while (left := until - time.monotonic()) > 0 and landing & self._decode.landing():
             try:
                 self._events.handle(self._inbox.get(timeout=left))
             except queue.Empty:
                 break
-        self._tick()
+            heard = True
+        if heard:
+            self._tick()
 
     def _wait_for_events(self) -> list[Event]:
         events: list[Event] = []
