@@ -30,15 +30,6 @@ async def greedy(cluster: WorkerCluster, prompts: list[list[int]]) -> list[list[
     return [answer["output_ids"] for answer in answers]
 
 
-async def copies_by(cluster: WorkerCluster) -> dict[str, int]:
-    """How many copies have come to the decode replica by each transport; nothing was computed a second time."""
-    decode = cluster.workers[1]
-    counters = await asyncio.wrap_future(decode._thread.call(lambda: decode._decode.counters))
-    assert counters.generating == 0, "nothing was recomputed"
-    book = await asyncio.wrap_future(decode._thread.call(lambda: dict(decode._decode.traffic.by_transport)))
-    return {transport: traffic.copies for transport, traffic in book.items()}
-
-
 async def test_pd_by_gloo_equals_aggregated_also_when_the_group_is_killed(folder: Path) -> None:
     by_gloo = TransferOptions(transport="gloo")
     pd = [ReplicaSpec(role=role, engine=ENGINE, transfer=by_gloo) for role in (ReplicaRole.PREFILL, ReplicaRole.DECODE)]
@@ -46,19 +37,21 @@ async def test_pd_by_gloo_equals_aggregated_also_when_the_group_is_killed(folder
     async with worker_cluster(folder, pd) as cluster:
         async with asyncio.timeout(120):
             first_token = 100
-            while "gloo" not in await copies_by(cluster):  # the group is there some time after the first room
+            while (
+                "gloo" not in await cluster.copies_by_transport()
+            ):  # the group is there some time after the first room
                 await greedy(cluster, [[first_token, *PROMPTS[-1]]])
                 first_token += 1
                 await asyncio.sleep(0.2)  # the helpers need the processor too
-        before = await copies_by(cluster)
+        before = await cluster.copies_by_transport()
         outputs = await greedy(cluster, PROMPTS)
-        after = await copies_by(cluster)
+        after = await cluster.copies_by_transport()
         assert after["gloo"] >= before["gloo"] + len(PROMPTS)
         assert after.get("tcp") == before.get("tcp")
         for helper in _helpers():
             os.kill(helper, signal.SIGKILL)
         outputs += await greedy(cluster, others)
-        assert sum((await copies_by(cluster)).values()) >= sum(after.values()) + len(others)
+        assert sum((await cluster.copies_by_transport()).values()) >= sum(after.values()) + len(others)
     assert not _helpers()
     async with worker_cluster(folder, [ReplicaSpec(role=ReplicaRole.AGGREGATED, engine=ENGINE)]) as cluster:
         assert outputs == await greedy(cluster, PROMPTS) + await greedy(cluster, others)

@@ -47,22 +47,13 @@ async def generate(cluster: WorkerCluster, first_token: int) -> list[int]:
     return tokens
 
 
-async def copies_by(cluster: WorkerCluster) -> dict[str, int]:
-    """How many copies have come to the decode replica by each transport; nothing was computed a second time."""
-    decode = cluster.workers[1]
-    counters = await asyncio.wrap_future(decode._thread.call(lambda: decode._decode.counters))
-    assert counters.generating == 0, "nothing was recomputed"
-    book = await asyncio.wrap_future(decode._thread.call(lambda: dict(decode._decode.traffic.by_transport)))
-    return {transport: traffic.copies for transport, traffic in book.items()}
-
-
 async def test_a_killed_door_opens_again_and_peers_come_back_to_it(folder: Path) -> None:
     by_mooncake = TransferOptions(transport="mooncake")
     roles = (ReplicaRole.PREFILL, ReplicaRole.DECODE)
     pd = [ReplicaSpec(role=role, engine=ENGINE, transfer=by_mooncake) for role in roles]
     async with worker_cluster(folder, pd) as cluster:
         outputs = [await generate(cluster, 110)]
-        before = await copies_by(cluster)
+        before = await cluster.copies_by_transport()
         assert list(before) == ["mooncake"]
         (door,) = cluster.workers[0]._doors
         assert isinstance(door, MooncakeDoor)
@@ -70,7 +61,7 @@ async def test_a_killed_door_opens_again_and_peers_come_back_to_it(folder: Path)
         async with asyncio.timeout(60):
             for first_token in itertools.cycle(range(111, 400)):
                 outputs.append(await generate(cluster, first_token))
-                if (copies := await copies_by(cluster))["mooncake"] > before["mooncake"]:
+                if (copies := await cluster.copies_by_transport())["mooncake"] > before["mooncake"]:
                     break
         assert copies.get("tcp"), "pages went another way meanwhile"
         await cluster.assert_idle()

@@ -46,6 +46,14 @@ class WorkerCluster:
         assert response.status_code == 200, response.text
         return response.json()
 
+    async def copies_by_transport(self) -> dict[str, int]:
+        """How many copies have come to the decode replica, the second; nothing was computed there a second time."""
+        decode = self.workers[1]
+        counters = await asyncio.wrap_future(decode._thread.call(lambda: decode._decode.counters))
+        assert counters.generating == 0, "nothing was recomputed"
+        book = await asyncio.wrap_future(decode._thread.call(lambda: dict(decode._decode.traffic.by_transport)))
+        return {transport: traffic.copies for transport, traffic in book.items()}
+
     async def assert_idle(self) -> None:
         """Every replica soon has no room, and books that balance with nothing held; its `state` tells of that time."""
         for worker in self.workers:
