@@ -9,7 +9,6 @@ Annotations are not deferred in this file: Serve reads `build_app`'s to know wha
 import logging
 import os
 import secrets
-from typing import Any
 
 import ray
 from ray import serve
@@ -81,24 +80,16 @@ def _pool(name: str, section: ReplicaSection) -> Deployment:
         Replica,
         name=name.capitalize(),
         num_replicas=section.num_replicas,
-        ray_actor_options=_actor_options(section),
+        ray_actor_options={
+            "num_cpus": section.num_cpus,
+            "num_gpus": section.num_gpus,
+            "resources": section.resources,
+        },
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=section.graceful_shutdown_timeout_s,
         health_check_period_s=2.0,
         health_check_timeout_s=10.0,
     )
-
-
-def _actor_options(section: ReplicaSection) -> dict[str, Any]:
-    """What Ray reserves, and the thread counts, which must stand in the environment before torch is imported."""
-    threads = str(section.num_threads)
-    variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
-    return {
-        "num_cpus": section.num_cpus,
-        "num_gpus": section.num_gpus,
-        "resources": section.resources,
-        "runtime_env": {"env_vars": variables},
-    }
 
 
 def _cluster_secret(config: ClusterConfig) -> bytes:

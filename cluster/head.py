@@ -23,12 +23,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from cluster.address import is_ipv6, reachable_url
 from cluster.config import ClusterConfig
 from cluster.config_file import BadConfigFile, ServeApplication
 from cluster.ingress import BadEnvFile, haproxy_runs, ingress_mode, own_ports_and_paths, read_env_file
 from cluster.late_services import LateServices
 from cluster.launch_output import Progress, print_tools, print_usage
 from cluster.model_folder import EMBEDDED, NoModel, embedded_model_is_ready, model_folder
+from cluster.node_start import noticed_at_once
 from cluster.placement import shortfalls
 from cluster.readiness import StartFailed, check_port_free, wait_until_healthy
 from cluster.tls import BadCertificate
@@ -65,7 +67,8 @@ def main() -> int:
             application.tls.check()
         _check_model(application.config, progress)
         check_router_files(application.config)
-        _set_environment(options.env_file, options.folder, haproxy=application.tls is None and haproxy_runs())
+        plain = application.tls is None and not is_ipv6(application.host)
+        _set_environment(options.env_file, options.folder, haproxy=plain and haproxy_runs())
         _start(application, options, progress)
         while True:
             signal.pause()
@@ -79,13 +82,16 @@ def main() -> int:
 
 def _start(application: ServeApplication, options: argparse.Namespace, progress: Progress) -> None:
     fetching = _fetch_model(application.config, progress)
+    if fetching is None:
+        model = str(model_folder(application.config.model.path))
+        subprocess.Popen([sys.executable, "-m", "cluster.read_ahead", model], stderr=subprocess.DEVNULL)
     progress("starting Ray")
     import ray  # not earlier: Ray reads the environment when it is imported
 
     importing = threading.Thread(target=importlib.import_module, args=("cluster.app",), daemon=True)
     importing.start()  # Serve, too: a second's work, while Ray's processes come up
     late = LateServices()
-    with late.held_back():
+    with late.held_back(), noticed_at_once():
         context = ray.init(
             address="local",
             namespace="serve",
@@ -100,10 +106,9 @@ def _start(application: ServeApplication, options: argparse.Namespace, progress:
     importing.join()
     from ray import serve
 
-    from cluster.app import build_app
-
     _check_placement(application.config)
     progress(f"Ray is up; starting Serve behind {ingress_mode(os.environ).value}")
+    url = reachable_url(application.host, application.port, tls=application.tls is not None)
     try:
         tls = {} if application.tls is None else application.tls.http_options()
         http = {"host": application.host, "port": application.port, **tls}
@@ -113,17 +118,37 @@ def _start(application: ServeApplication, options: argparse.Namespace, progress:
             if proxies.done():
                 proxies.result()  # Serve did not start: running the application would start it in its own way
             progress("starting the replicas, which load the model")
-            serve.run(build_app(application.config), name=application.name, route_prefix=application.route_prefix)
+            _deploy(application)
             wait_for_proxies(proxies, progress)
+            wait_until_healthy(url, is_starting=lambda: _is_deploying(serve.status(), application.name))
     except RuntimeError as error:
         raise StartFailed("\n".join([str(error), *_complaints(serve.status())])) from error
-    scheme = "http" if application.tls is None else "https"
-    url = f"{scheme}://{_reachable(application.host)}:{application.port}"
-    wait_until_healthy(url)
     progress("ready")
     late.start(context.dashboard_url)
     print_usage(url)
     print_tools(context.address_info["gcs_address"], late.dashboard_url(timeout_s=_DASHBOARD_TIMEOUT_S))
+
+
+def _deploy(application: ServeApplication) -> None:
+    """Hand it to Serve, without Serve's own wait, which looks at it once a second."""
+    from ray import serve
+
+    from cluster.app import build_app
+
+    target = serve.RunTarget(
+        build_app(application.config), name=application.name, route_prefix=application.route_prefix
+    )
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+
+def _is_deploying(status: ServeStatus, name: str) -> bool:
+    """Raises `RuntimeError` when Serve has given the application up."""
+    application = status.applications.get(name)
+    if application is None:
+        return True
+    if application.status == "DEPLOY_FAILED":
+        raise RuntimeError(f"Serve could not deploy {name}: {application.message}")
+    return application.status == "DEPLOYING"
 
 
 def _wait_for_controller(starting: Future[None]) -> None:
@@ -233,10 +258,6 @@ def _end_with_parent() -> None:
     """Where the system can: get SIGTERM when the supervisor dies, so that a killed supervisor leaves nothing."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-
-
-def _reachable(host: str) -> str:
-    return "127.0.0.1" if host in ("0.0.0.0", "::") else host
 
 
 if __name__ == "__main__":

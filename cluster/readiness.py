@@ -8,10 +8,12 @@ import ssl
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 
 _READY_TIMEOUT_S = 300.0
 _PROBE_TIMEOUT_S = 5.0
 _PROBE_PERIOD_S = 0.1
+_CHECK_PERIOD_S = 1.0
 
 
 class StartFailed(RuntimeError):
@@ -31,8 +33,13 @@ def check_port_free(host: str, port: int) -> None:
         raise StartFailed(f"port {port} on {host} cannot be used ({error}); choose one: PORT=8001") from error
 
 
-def wait_until_healthy(url: str) -> None:
-    """Until the router has a replica of every pool: before that, one pool would take requests whole."""
+def wait_until_healthy(url: str, *, is_starting: Callable[[], bool]) -> None:
+    """Until the router has a replica of every pool: before that, one pool would take requests whole.
+
+    `is_starting` is asked every second and raises when there is no use in waiting. Raises `StartFailed` when `url` is
+    still not healthy five minutes after the last time that it was True: a large model may take longer to load.
+    """
+    next_check = time.monotonic() + _CHECK_PERIOD_S
     deadline = time.monotonic() + _READY_TIMEOUT_S
     last = "no answer"
     # Not by http_proxy, which is for other machines, and whatever name the certificate is for.
@@ -47,5 +54,9 @@ def wait_until_healthy(url: str) -> None:
             last = f"it is {status}"
         except (urllib.error.URLError, OSError) as error:
             last = str(error)
+        if time.monotonic() >= next_check:
+            if is_starting():
+                deadline = time.monotonic() + _READY_TIMEOUT_S
+            next_check = time.monotonic() + _CHECK_PERIOD_S
         time.sleep(_PROBE_PERIOD_S)
     raise StartFailed(f"{url}/health was not healthy within {_READY_TIMEOUT_S:.0f} s: {last}")

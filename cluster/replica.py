@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 _LAST_WORDS_S = 1.0  # of the shutdown budget, to sign off and close the ports
 
 
@@ -78,6 +80,9 @@ class Replica:
 
 
 def _load(config: ClusterConfig, role: ReplicaRole, secret: bytes) -> ReplicaWorker:
+    # Here, before torch is imported, and not in a runtime environment of the actor's: for one of those Ray starts a
+    # process that imports all of Ray only to start the worker.
+    os.environ |= dict.fromkeys(_THREAD_COUNTS, str(config.pools[role.value].num_threads))
     gc.disable()  # all that is made now stays: to look through it again and again is a tenth of the time
     try:
         from cluster.worker import ReplicaWorker  # here, because it imports torch and the driver need not

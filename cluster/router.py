@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -25,8 +25,9 @@ from cluster.node import node_address
 from cluster.router_gossip import RouterGossip
 from cluster.serve_logs import log_where_serve_does
 from cluster.tls import serve_wants_tls
-from router.app import build_asgi
-from router.config import RouterConfig
+
+if TYPE_CHECKING:
+    from router.config import RouterConfig
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class Router:
         pools: list[DeploymentHandle[Any]],
     ) -> None:
         """`pools` are named here so that Serve deploys them with the application; requests reach them by links."""
+        from router.app import build_asgi  # here, because the driver needs none of what it imports
+
         del pools
         log_where_serve_does()
         router_id = serve.get_replica_context().replica_id.unique_id
@@ -85,6 +88,8 @@ class Router:
 
 
 def _router_config(config: ClusterConfig, secret: bytes) -> RouterConfig:
+    from router.config import RouterConfig
+
     folder = model_folder(config.model.path)
     pool_tokens = min(pool.max_total_tokens for pool in config.pools.values())
     return RouterConfig(

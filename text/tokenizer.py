@@ -47,7 +47,7 @@ class Tokenizer:
         """One more than the largest token id."""
         self.longest_token = max(map(len, vocabulary), default=1)
         """Characters of the longest token: bounds the number of tokens in a text from below."""
-        self.token_bytes = TokenBytes.for_decoder(json.loads(backend.to_str()).get("decoder"), backend.id_to_token)
+        self.token_bytes = TokenBytes.for_decoder(_decoder(backend), backend.id_to_token)
         """Each token's bytes, or None when this tokenizer's tokens have no bytes of their own."""
 
     @classmethod
@@ -115,6 +115,14 @@ def token_content(value: object) -> str | None:
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None
+
+
+def _decoder(backend: tokenizers.Tokenizer) -> dict[str, Any] | None:
+    """How tokens become text, as tokenizer.json describes it. `to_str` would write the whole vocabulary to tell."""
+    if backend.decoder is None:
+        return None
+    description: dict[str, Any] = json.loads(backend.decoder.__getstate__())
+    return description
 
 
 def _eos_ids(backend: tokenizers.Tokenizer, eos_token: str | None, more: Sequence[int]) -> tuple[int, ...]:
