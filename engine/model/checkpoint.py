@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.model.config import DecoderConfig, ModelConfig
+from engine.model.config import ModelConfig
+from engine.model.decoder_config import DecoderConfig
 from engine.model.errors import ConfigError
 
 

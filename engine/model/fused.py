@@ -20,7 +20,8 @@ from engine.kernels.native import NativeKernels
 from engine.kv_spec import KVPool
 from engine.model.arena import Arena
 from engine.model.checkpoint import CheckpointReader, LinearWeight
-from engine.model.config import DecoderConfig, ModelConfig
+from engine.model.config import ModelConfig
+from engine.model.decoder_config import DecoderConfig
 
 _FUSED_DTYPES = (torch.float32, torch.bfloat16)
 

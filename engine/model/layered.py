@@ -12,7 +12,8 @@ from engine.batch import Batch
 from engine.kernels.interface import Kernels
 from engine.kv_spec import KVPool
 from engine.model.checkpoint import CheckpointReader
-from engine.model.config import DecoderConfig, ModelConfig
+from engine.model.config import ModelConfig
+from engine.model.decoder_config import DecoderConfig
 from engine.model.linear import Linear, make_linear
 from engine.model.moe import DenseFeedForward, MoeFeedForward, read_dense, read_moe
 

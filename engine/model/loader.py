@@ -17,7 +17,9 @@ import torch
 
 from engine.batch import Batch
 from engine.kv_spec import KVCacheSpec, KVPool
-from engine.model.config import DTYPES, Architecture, ModelConfig
+from engine.model.config import ModelConfig
+from engine.model.config_fields import DTYPES
+from engine.model.decoder_config import Architecture
 from engine.model.errors import CheckpointError, UnsupportedModelError
 from engine.model.native import NativeDecoder
 from engine.model.weights import SafetensorsFolder, TrackedWeights, fingerprint

@@ -8,7 +8,7 @@ import torch
 
 from engine.kernels.interface import Kernels
 from engine.model.checkpoint import CheckpointReader, LinearWeight
-from engine.model.config import MoeConfig
+from engine.model.decoder_config import MoeConfig
 from engine.model.linear import Linear, make_linear
 
 

@@ -18,7 +18,8 @@ from engine.kernels.native import NativeKernels
 from engine.kernels.select import open_kernels
 from engine.kv_spec import KVPool
 from engine.model.checkpoint import CheckpointReader
-from engine.model.config import DecoderConfig, ModelConfig
+from engine.model.config import ModelConfig
+from engine.model.decoder_config import DecoderConfig
 from engine.model.errors import UnsupportedModelError
 from engine.model.fused import FusedDecoder, can_fuse
 from engine.model.layered import LayeredDecoder

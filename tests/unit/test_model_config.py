@@ -9,7 +9,8 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from engine.model.config import Architecture, ModelConfig
+from engine.model.config import ModelConfig
+from engine.model.decoder_config import Architecture
 from engine.model.errors import ConfigError
 
 LLAMA: dict[str, Any] = {

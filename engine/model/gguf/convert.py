@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from engine.model.config import DTYPES
+from engine.model.config_fields import DTYPES
 from engine.model.gguf.folder import cache_folder, is_converted, locked, replacing
 from engine.model.gguf.reader import GgufFile
 from engine.model.gguf.tokenizer import build_tokenizer, tokenizer_config
