@@ -19,7 +19,6 @@ import logging
 from collections.abc import Hashable, Sequence
 
 from engine.audit import AuditReport, audit
-from engine.batch import Piece, pack_batch
 from engine.config import EngineConfig
 from engine.counters import EngineCounters
 from engine.generation import Generations
@@ -32,9 +31,10 @@ from engine.limits import RequestTooLong, check_vocabulary, sequence_limit
 from engine.outputs import Failed, StepOutput, TokenOutput
 from engine.page_allocator import PageState
 from engine.request import Request, RequestStatus
+from engine.runner import ModelRunner
 from engine.sampling import LogitsError, Sampled
-from engine.scheduler import Scheduled, Scheduler
-from engine.scoring import PromptLogitsError, Scored, max_scored_tokens, score_prompts
+from engine.scheduler import Scheduler
+from engine.scoring import PromptLogitsError, max_scored_tokens
 from engine.stopping import StopTextFactory
 from protocol.rooms import Load
 
@@ -70,9 +70,9 @@ class Engine:
         self.pool = pool
         self.max_context = min(model.config.max_position_embeddings, config.num_pages * config.page_size)
         """Tokens a sequence may have, prompt and generated together."""
-        self._model = model
-        self._sampler = sampler
+        self._limits = model.config
         self._generations = Generations(eos_token_ids=model.config.eos_token_ids, stop_texts=stop_texts, masks=masks)
+        self._runner = ModelRunner(model=model, pool=pool, sampler=sampler, generations=self._generations)
         self._memory = KVManager(
             num_pages=config.num_pages, page_size=config.page_size, enable_prefix_cache=config.enable_prefix_cache
         )
@@ -121,7 +121,7 @@ class Engine:
         """
         if request.status is not RequestStatus.RECEIVING:
             raise ValueError(f"request {request.key!r} is {request.status.name}; only a RECEIVING one can be admitted")
-        if not 0 <= token < self._model.config.vocab_size:
+        if not 0 <= token < self._limits.vocab_size:
             raise ValueError(f"request {request.key!r} was handed over with token {token}, which is in no vocabulary")
         ended = self._generations.check(request, token)
         if ended is not None:
@@ -184,7 +184,7 @@ class Engine:
             return output
         sampling = [item.request for item in work if item.finishes]
         try:
-            sampled, scored = self._run(work, sampling)
+            sampled, scored = self._runner.run(work, sampling)
         except LogitsError as error:
             # Nothing was taken from this batch, so the next step computes the other requests' part of it again.
             for row in error.rows:
@@ -212,27 +212,6 @@ class Engine:
         for request, result in zip(sampling, sampled, strict=True):
             self._take(request, result, output)
         return output
-
-    def _run(self, work: Sequence[Scheduled], sampling: Sequence[Request]) -> tuple[list[Sampled], list[Scored]]:
-        pieces = [
-            Piece(
-                item.request.tokens,
-                item.request.table.ids,
-                item.request.num_computed,
-                item.request.num_computed + item.count,
-                item.scored + item.finishes,
-            )
-            for item in work
-        ]
-        batch = pack_batch(pieces, page_size=self.config.page_size)
-        rows = self._generations.begin(sampling)
-        logits = self._model.forward(batch, self.pool)
-        scored: list[Scored] = []
-        if any(item.scored for item in work):
-            scored, logits = score_prompts(self._sampler, work, logits)
-        if not sampling:
-            return [], scored
-        return self._sampler.sample(logits, rows, self._generations.masks()), scored
 
     def _take(self, request: Request, sampled: Sampled, output: StepOutput) -> None:
         """Add a sampled token to its request and move the request on."""
@@ -278,13 +257,9 @@ class Engine:
     def load(self) -> Load:
         """What the engine holds now. Running are all that have a place in the batch, reserved ones too."""
         scheduler, memory = self._scheduler, self._memory
-        missing = sum(request.num_tokens for request in scheduler.waiting)
-        for request in scheduler.running:
-            uncomputed = request.num_tokens - request.num_computed
-            missing += uncomputed if uncomputed > 1 else 0
         return Load(
             waiting_requests=len(scheduler.waiting),
-            waiting_tokens=missing,
+            waiting_tokens=scheduler.num_waiting_tokens,
             running_requests=len(scheduler.running) + len(scheduler.reserved),
             free_pages=memory.count(PageState.FREE),
             cached_pages=memory.count(PageState.CACHED),
@@ -313,7 +288,7 @@ class Engine:
         """Refuse what can never be served, and set the request's length limit."""
         if request.key in self._requests or request.key in self._memory.quarantined:
             raise ValueError(f"there is a request {request.key!r} already; keys must differ")
-        check_vocabulary(request, vocab_size=self._model.config.vocab_size)
+        check_vocabulary(request, vocab_size=self._limits.vocab_size)
         if request.sampling.grammar is not None and (request.constraint is None or not self._generations.has_masks):
             raise ValueError(f"request {request.key!r} has a grammar that nobody compiled, so it cannot be followed")
         request.limit = sequence_limit(request, max_context=self.max_context, has_text=self._generations.has_text)

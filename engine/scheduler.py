@@ -116,6 +116,12 @@ class Scheduler:
             lines[request.status].remove(request)
         self._growth_of_others = None
 
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Tokens of prompts that are not computed yet, and of those that are to be computed again."""
+        uncomputed = (request.num_tokens - request.num_computed for request in self.running)
+        return sum(request.num_tokens for request in self.waiting) + sum(count for count in uncomputed if count > 1)
+
     def schedule(self) -> list[Scheduled]:
         """The next step's work; every request in it has pages for what it computes. Empty when nothing can go on."""
         self._growth_of_others = None
