@@ -30,7 +30,7 @@ from decode.half import DecodeHalf
 from engine.engine import Engine
 from engine.outputs import StepOutput
 from prefill.half import PrefillHalf
-from prefill.rooms import PrefillState
+from prefill.table import PrefillState
 from protocol.rooms import Load
 
 log = logging.getLogger(__name__)

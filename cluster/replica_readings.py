@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from cluster.metrics_export import Reading, histogram_readings
-from decode.rooms import DecodeState
-from prefill.rooms import PrefillState
+from decode.table import DecodeState
+from prefill.table import PrefillState
 from router.metrics import Histogram
 
 _LOAD_HELP = {

@@ -26,6 +26,7 @@ from cluster.peer_links import PeerLinks
 from cluster.worker_config import TransferOptions, WorkerConfig
 from cluster.worker_state import StateReporter, grammar_state
 from decode.half import DecodeHalf
+from decode.ports import DecodePorts
 from engine.audit import AuditReport
 from engine.engine import Engine
 from engine.grammar.cache import GrammarCache
@@ -36,6 +37,7 @@ from engine.model.loader import load_model
 from engine.sampling import Sampler
 from engine.stopping import stop_texts
 from prefill.half import PrefillHalf
+from prefill.ports import PrefillPorts
 from protocol.endpoints import Identity, LinkServer
 from protocol.handshake import LinkRole
 from protocol.membership import Member
@@ -172,28 +174,32 @@ class ReplicaWorker:
             cache=self._grammars, post=inbox.put, send=outbox.send, timeout_s=config.grammars.compile_timeout_s
         )
         self._prefill = PrefillHalf(
-            engine=self._engine,
-            checksums=OfferChecksums(
-                self._memory.view,
-                self._shape,
-                page_bytes=self._spec.page_bytes,
-                spools=[door for door in self._doors if isinstance(door, Spool)],
-                enabled=config.transfer.checksum,
-            ),
-            send=outbox.send,
-            emit=outbox.emit,
-            constrain=gate.constraint,
-            observe=self.reporter.observe,
+            PrefillPorts(
+                engine=self._engine,
+                checksums=OfferChecksums(
+                    self._memory.view,
+                    self._shape,
+                    page_bytes=self._spec.page_bytes,
+                    spools=[door for door in self._doors if isinstance(door, Spool)],
+                    enabled=config.transfer.checksum,
+                ),
+                send=outbox.send,
+                emit=outbox.emit,
+                constrain=gate.constraint,
+                observe=self.reporter.observe,
+            )
         )
         self._decode = DecodeHalf(
-            engine=self._engine,
-            fetcher=self._fetcher,
-            on_fetched=inbox.put,
-            connect=self._links.connect,
-            send=outbox.send,
-            emit=outbox.emit,
-            constrain=gate.constraint,
-            observe=self.reporter.observe,
+            DecodePorts(
+                engine=self._engine,
+                fetcher=self._fetcher,
+                on_fetched=inbox.put,
+                connect=self._links.connect,
+                send=outbox.send,
+                emit=outbox.emit,
+                constrain=gate.constraint,
+                observe=self.reporter.observe,
+            )
         )
         self._thread = EngineThread(
             engine=self._engine,

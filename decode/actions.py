@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import assert_never
 
 from decode.cause import Cause, EngineRefused
+from decode.copies import Copies
 from decode.counters import DecodeCounters, DecodeStage
 from decode.grants import GrantQueue
 from decode.intake import PageIntake
 from decode.ports import DecodePorts
-from decode.rooms import DECODE_ENDINGS, DecodeAction, DecodeEvent, DecodeRoom, DecodeState
+from decode.rooms import DecodeRoom
+from decode.table import DECODE_ENDINGS, DecodeAction, DecodeEvent, DecodeState
 from decode.timelines import Timelines
-from decode.traffic import TrafficBook
 from engine.engine import RequestTooLong
 from engine.events import token_event
 from engine.grammar.constraint import GrammarMismatch
@@ -40,7 +41,6 @@ from protocol.rooms import (
 )
 from protocol.scoring import PositionScores
 from protocol.timers import Timers
-from transfer.jobs import FetchJob, FetchResult
 
 
 class DecodeActions:
@@ -55,7 +55,7 @@ class DecodeActions:
         """Deadlines of live rooms."""
         self.answers = Answers(memory=memory, clock=ports.clock, send=ports.send)
         self.counters = DecodeCounters(messages=self.answers.counters)
-        self.traffic = TrafficBook()
+        self.copies = Copies(ports, self.counters)
         self.timelines = Timelines(clock=ports.clock, unix_time=ports.unix_time, send=ports.send)
         self._ports = ports
         self._memory = memory
@@ -91,7 +91,7 @@ class DecodeActions:
             case DecodeAction.RESERVED:
                 self._reserved(cause.live)
             case DecodeAction.FETCH:
-                self._fetch(cause.live)
+                self.copies.begin(cause.live)
             case DecodeAction.UNRESERVE:
                 self._unreserve(cause.live)
             case DecodeAction.DELIVERED:
@@ -137,22 +137,6 @@ class DecodeActions:
         assert record.request.scoring is not None
         for piece in scores.pieces(record.request.scoring):
             self._ports.send(record.router, PromptScores(record.room, piece))
-
-    def report(self, stage: DecodeStage, seconds: float) -> None:
-        """A stage is over."""
-        if self._ports.observe is not None:
-            self._ports.observe(stage, seconds)
-
-    def count_fetched(self, result: FetchResult, num_pages: int) -> None:
-        """A copy is over."""
-        self.traffic.count(result, linked=result.peer in self.links)
-        if result.ok:
-            self.counters.fetched_pages += num_pages
-            self.counters.fetched_bytes += result.bytes
-            self.report(DecodeStage.TRANSFER_QUEUED, result.queued_seconds)
-            self.report(DecodeStage.TRANSFER, result.seconds)
-        elif not result.cancelled:
-            self.counters.fetch_failures += 1
 
     # ---- beginning ------------------------------------------------------------------------------------------
 
@@ -238,34 +222,8 @@ class DecodeActions:
             record.timeline.granted(now)
         self.counters.granted += 1
         self.counters.held_pages += held
-        self.report(DecodeStage.RESERVE_WAIT, now - record.opened_at)
+        self._ports.observe(DecodeStage.RESERVE_WAIT, now - record.opened_at)
         self._tell(record, Reservation(record.room, record.intake.held_pages))
-
-    def _fetch(self, record: DecodeRoom) -> None:
-        """One copy of everything that is offered and not here yet."""
-        batch = record.intake.take_offered()
-        if not batch:
-            return
-        assert record.address is not None
-        number = record.num_jobs
-        record.num_jobs += 1
-        record.jobs[number] = [index for index, _, _ in batch]
-        pages = record.request.pages
-        self.counters.fetches += 1
-        if record.timeline is not None:
-            record.timeline.copy_begun(number, self._ports.clock())
-        self._ports.fetcher.fetch(
-            FetchJob(
-                key=(record.room, number),
-                peer=record.address,
-                source_pages=[source for _, source, _ in batch],
-                target_pages=[record.intake.target(index, pages) for index, _, _ in batch],
-                checksums=[checksum for _, _, checksum in batch],
-                grain_tokens=record.intake.grain_tokens,
-                deadline=record.deadline,
-            ),
-            self._ports.on_fetched,
-        )
 
     def _unreserve(self, record: DecodeRoom) -> None:
         self.counters.revocations += 1
@@ -286,9 +244,9 @@ class DecodeActions:
         except ValueError as error:
             raise EngineRefused(DecodeEvent.ENGINE_FAILED, str(error)) from error
         self.counters.admitted += 1
-        self.report(DecodeStage.RECEIVING, now - record.granted_at)
+        self._ports.observe(DecodeStage.RECEIVING, now - record.granted_at)
         if handoff.computed_at:
-            self.report(DecodeStage.HANDOVER, self._ports.unix_time() - handoff.computed_at)
+            self._ports.observe(DecodeStage.HANDOVER, self._ports.unix_time() - handoff.computed_at)
 
     # ---- ending -----------------------------------------------------------------------------------------------
 
@@ -307,8 +265,7 @@ class DecodeActions:
     def _quarantine(self, record: DecodeRoom) -> None:
         """Nobody gets these pages before every copy into them has ended."""
         self._ports.engine.abort(record.room, quarantine=True)
-        for number in record.jobs:
-            self._ports.fetcher.cancel((record.room, number))
+        self.copies.cancel(record)
 
     def _fail(self, cause: Cause) -> None:
         """The router decides what follows."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from decode.rooms import DECODE_ENDINGS, DecodeEvent, DecodeRoom
+from decode.rooms import DecodeRoom
+from decode.table import DECODE_ENDINGS, DecodeEvent
 from protocol.rooms import Abort, AbortReason, Message, Room
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from decode.rooms import DecodeRoom, DecodeState
+from decode.rooms import DecodeRoom
+from decode.table import DecodeState
 from protocol.rooms import Room
 
 

@@ -3,7 +3,7 @@
 Lifecycle of a room: `OpenDecode` makes it and joins the prefill half; when pages are granted (`decode/grants.py`) what
 is offered is copied into them by the transfer layer, batch by batch. With every page verified and the handoff here, the
 request is admitted to the running batch and prefill is told. `OpenGenerate` skips all that: the engine computes the
-prompt itself. What happens in which state is `DECODE_TABLE`.
+prompt itself. What happens in which state is `DECODE_TABLE` (`decode/table.py`).
 
 Everything here runs on the engine thread. It opens no socket and never waits: messages go out through `send` and
 `emit`, time comes from `clock`. The owner calls `handle`, `fetched` and `link_lost` for what arrives, then `tick`, then
@@ -12,19 +12,18 @@ Everything here runs on the engine thread. It opens no socket and never waits: m
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import assert_never, cast
 
 from decode.actions import DecodeActions
 from decode.cause import Cause, EngineRefused
-from decode.counters import DecodeCounters, DecodeStage
+from decode.counters import DecodeCounters
 from decode.grants import GrantQueue
-from decode.ports import DecodePorts, Fetcher, JobKey
-from decode.rooms import DECODE_TABLE, DecodeEvent, DecodeRoom, DecodeState
+from decode.ports import DecodePorts, JobKey
+from decode.rooms import DecodeRoom
+from decode.table import DECODE_TABLE, DecodeEvent, DecodeState
 from decode.traffic import TrafficBook
-from engine.engine import Engine, RequestTooLong
-from engine.grammar.constraint import Constraint
+from engine.engine import RequestTooLong
 from engine.outputs import StepOutput
 from engine.request import Request
 from protocol.room_memory import Fate, MemoryLimits, RoomMemory
@@ -37,9 +36,7 @@ from protocol.rooms import (
     Offer,
     OpenDecode,
     OpenGenerate,
-    PeerAddress,
     Room,
-    TokenEvent,
 )
 from transfer.jobs import FetchResult
 
@@ -56,46 +53,25 @@ _FATES = {
 class DecodeHalf:
     """All decode halves over one engine.
 
-    The callables are described at `DecodePorts`. `lease_s` is how long a reservation may stand still before it can be
-    taken back for a room that is computed, `ageing_s` how long a room waits before all others wait for it, `retry_s`
-    how often the queue is tried though nothing here has changed.
+    `lease_s` is how long a reservation may stand still before it can be taken back for a room that is computed,
+    `ageing_s` how long a room waits before all others wait for it, `retry_s` how often the queue is tried though
+    nothing here has changed.
     """
 
     def __init__(
         self,
+        ports: DecodePorts,
         *,
-        engine: Engine,
-        fetcher: Fetcher,
-        on_fetched: Callable[[FetchResult], None],
-        connect: Callable[[PeerAddress], str],
-        send: Callable[[str, Message], None],
-        emit: Callable[[str, TokenEvent], None],
-        constrain: Callable[[Room], Constraint | None] = lambda room: None,
-        clock: Callable[[], float] = time.monotonic,
-        unix_time: Callable[[], float] = time.time,
-        observe: Callable[[DecodeStage, float], None] | None = None,
         lease_s: float = 2.0,
         ageing_s: float = 5.0,
         retry_s: float = 0.05,
         limits: MemoryLimits | None = None,
     ) -> None:
-        self._engine = engine
-        self._clock = clock
+        self._engine = ports.engine
+        self._clock = ports.clock
         self._table = DECODE_TABLE
-        self._memory = RoomMemory(clock=clock, limits=limits or MemoryLimits())
+        self._memory = RoomMemory(clock=ports.clock, limits=limits or MemoryLimits())
         self._queue = GrantQueue(lease_s=lease_s, ageing_s=ageing_s, retry_s=retry_s)
-        ports = DecodePorts(
-            engine=engine,
-            fetcher=fetcher,
-            on_fetched=on_fetched,
-            connect=connect,
-            send=send,
-            emit=emit,
-            constrain=constrain,
-            clock=clock,
-            unix_time=unix_time,
-            observe=observe,
-        )
         self._actions = DecodeActions(ports, memory=self._memory, queue=self._queue)
         self._draining = False
 
@@ -116,7 +92,7 @@ class DecodeHalf:
 
     @property
     def traffic(self) -> TrafficBook:
-        return self._actions.traffic
+        return self._actions.copies.traffic
 
     @property
     def num_waiting(self) -> int:
@@ -153,10 +129,7 @@ class DecodeHalf:
         """A copy has ended: nothing of it can land any more. Raises KeyError for one that this half did not begin."""
         room, number = cast(JobKey, result.key)
         record = self.rooms[room]
-        pages = record.jobs.pop(number)
-        if record.timeline is not None:
-            record.timeline.copy_ended(number, result)
-        self._actions.count_fetched(result, record.intake.count_pages(pages))
+        pages = self._actions.copies.end(record, number, result, linked=result.peer in self._actions.links)
         event = DecodeEvent.FETCHED if result.ok else DecodeEvent.FETCH_FAILED
         self._fire(event, room, detail=result.error or "", pages=pages)
 
@@ -165,7 +138,7 @@ class DecodeHalf:
         links = self._actions.links
         for address in [address for address, known in links.items() if known == link]:
             del links[address]
-            self._actions.traffic.forget(address)
+            self._actions.copies.traffic.forget(address)
         for room, record in list(self.rooms.items()):
             if record.router == link:
                 self._fire(DecodeEvent.ROUTER_LOST, room)

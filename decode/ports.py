@@ -1,7 +1,8 @@
-"""The world as a decode half reaches it: the engine, the transfer layer, links, clocks. Made once, never changed."""
+"""The world as a decode half reaches it: the engine, the transfer layer, links, clocks. Made once by its owner."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -40,10 +41,10 @@ class DecodePorts:
     """(link, message)."""
     emit: Callable[[str, TokenEvent], None]
     """(router's link, token)."""
-    constrain: Callable[[Room], Constraint | None]
+    constrain: Callable[[Room], Constraint | None] = lambda room: None
     """The place in its grammar of a room that is being opened, if its job has one."""
-    clock: Callable[[], float]
+    clock: Callable[[], float] = time.monotonic
     """Seconds that only ever grow; the fetcher's clock."""
-    unix_time: Callable[[], float]
-    observe: Callable[[DecodeStage, float], None] | None
+    unix_time: Callable[[], float] = time.time
+    observe: Callable[[DecodeStage, float], None] = lambda stage, seconds: None
     """Told how many seconds a stage took."""

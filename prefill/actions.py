@@ -6,18 +6,17 @@ because making and burying a room are actions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import assert_never
 
-from engine.engine import Engine
 from engine.events import token_event
-from engine.grammar.constraint import Constraint
 from engine.request import Request, RequestStatus
 from prefill.ahead import AheadLimit
+from prefill.cause import Cause
 from prefill.counters import PrefillCounters, PrefillStage
 from prefill.offers import Offers
-from prefill.rooms import PREFILL_ENDINGS, PrefillAction, PrefillEvent, PrefillRoom, PrefillState
+from prefill.ports import PrefillPorts
+from prefill.rooms import PrefillRoom
+from prefill.table import PREFILL_ENDINGS, PrefillAction, PrefillEvent, PrefillState
 from prefill.timeline import PrefillTimeline
 from protocol.answers import Answers
 from protocol.phases import PhaseLog
@@ -27,65 +26,15 @@ from protocol.rooms import (
     AbortReason,
     Handoff,
     Join,
-    Message,
     OpenPrefill,
     Phases,
     PromptScores,
     Reservation,
     Room,
     RoomFailed,
-    TokenEvent,
 )
 from protocol.scoring import PositionScores
 from protocol.timers import Timers
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """Why a move is made."""
-
-    event: PrefillEvent
-    room: Room
-    record: PrefillRoom | None
-    """The room, if it was live when the event came."""
-    link: str
-    message: Message | None
-    detail: str
-
-    @property
-    def reason(self) -> AbortReason | None:
-        """Why the room ends, in the words of an `Abort`; None when it ends as it should."""
-        if isinstance(self.message, Abort):
-            return self.message.reason
-        ending = PREFILL_ENDINGS.get(self.event)
-        return None if ending is None else ending.reason
-
-    @property
-    def live(self) -> PrefillRoom:
-        """The room, for actions that the table only has for live ones."""
-        assert self.record is not None, f"{self.event.name} acted on {self.room}, which is not live"
-        return self.record
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrefillPorts:
-    """The world as a prefill half reaches it."""
-
-    engine: Engine
-    checksums: Callable[[Sequence[int], int], list[int]]
-    """xxh3-64 of each of the given pages of the pool, or of every so many tokens in them where that is not 0; nothing
-    when verification is off."""
-    send: Callable[[str, Message], None]
-    """(link, message)."""
-    emit: Callable[[str, TokenEvent], None]
-    """(router's link, token)."""
-    constrain: Callable[[Room], Constraint | None]
-    """The place in its grammar of a room that is being opened, if its job has one."""
-    clock: Callable[[], float]
-    """Seconds that only ever grow."""
-    unix_time: Callable[[], float]
-    observe: Callable[[PrefillStage, float], None] | None
-    """Told how many seconds a stage of a room took."""
 
 
 class PrefillActions:
@@ -146,11 +95,6 @@ class PrefillActions:
                 self._tell_decode(cause)
             case _:
                 assert_never(action)
-
-    def report(self, stage: PrefillStage, seconds: float) -> None:
-        """A stage of a room is over."""
-        if self._ports.observe is not None:
-            self._ports.observe(stage, seconds)
 
     # ---- beginning ------------------------------------------------------------------------------------------
 
@@ -218,7 +162,7 @@ class PrefillActions:
             record.timeline.sampled(record.retained_at)
             self._tell_phases(record)
         self._ports.emit(record.router, token_event(record.first, record.room))
-        self.report(PrefillStage.FIRST_TOKEN, record.retained_at - record.opened_at)
+        self._ports.observe(PrefillStage.FIRST_TOKEN, record.retained_at - record.opened_at)
 
     def _hand_off(self, record: PrefillRoom) -> None:
         first = record.first
@@ -250,7 +194,7 @@ class PrefillActions:
             self.counters.aborts[cause.message.reason] += 1
         elif cause.event is PrefillEvent.DELIVERED:
             self.counters.delivered += 1
-            self.report(PrefillStage.RETAINED, self._ports.clock() - cause.live.retained_at)
+            self._ports.observe(PrefillStage.RETAINED, self._ports.clock() - cause.live.retained_at)
         elif cause.event is PrefillEvent.LAST_TOKEN:
             self.counters.finished_early += 1
         reason = cause.reason

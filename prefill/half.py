@@ -4,7 +4,7 @@ Lifecycle of a room: `OpenPrefill` makes it; it enters the engine at once or, wh
 decode's reservation, later (`prefill/ahead.py`). After each step its newly computed pages are offered to the decode
 half that joined (`prefill/offers.py`). Its first token goes to the router, the handoff to decode; the pages stay until
 `Delivered`, the end of the lease, or any of the ways in which a room ends early. What happens in which state is
-`PREFILL_TABLE`.
+`PREFILL_TABLE` (`prefill/table.py`).
 
 Everything here runs on the engine thread. It opens no socket and never waits: messages go out through `send` and
 `emit`, time comes from `clock`. The owner calls `handle` and `link_lost` for what arrives, then `tick`, then
@@ -13,18 +13,19 @@ Everything here runs on the engine thread. It opens no socket and never waits: m
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import assert_never
 
-from engine.engine import Engine, RequestTooLong
-from engine.grammar.constraint import Constraint
+from engine.engine import RequestTooLong
 from engine.outputs import StepOutput, TokenOutput
 from engine.request import Request
-from prefill.actions import Cause, PrefillActions, PrefillPorts
+from prefill.actions import PrefillActions
 from prefill.ahead import AheadLimit
+from prefill.cause import Cause
 from prefill.counters import PrefillCounters, PrefillStage
-from prefill.rooms import PREFILL_TABLE, PrefillEvent, PrefillRoom, PrefillState
+from prefill.ports import PrefillPorts
+from prefill.rooms import PrefillRoom
+from prefill.table import PREFILL_TABLE, PrefillEvent, PrefillState
 from protocol.room_memory import Fate, MemoryLimits, RoomMemory
 from protocol.rooms import (
     Abort,
@@ -36,7 +37,6 @@ from protocol.rooms import (
     OpenPrefill,
     Reservation,
     Room,
-    TokenEvent,
 )
 
 PrefillMessage = OpenPrefill | Join | Reservation | Delivered | Abort | Closed
@@ -52,42 +52,25 @@ _FATES = {
 class PrefillHalf:
     """All prefill halves over one engine.
 
-    The callables are described at `PrefillPorts`. `ahead_share` is the part of the pool that rooms may fill before
-    decode has reserved pages for them, `ageing_s` how long a room waits for its share before later ones wait for it,
-    `lease_s` how long computed pages wait for decode.
+    `ahead_share` is the part of the pool that rooms may fill before decode has reserved pages for them, `ageing_s` how
+    long a room waits for its share before later ones wait for it, `lease_s` how long computed pages wait for decode.
     """
 
     def __init__(
         self,
+        ports: PrefillPorts,
         *,
-        engine: Engine,
-        checksums: Callable[[Sequence[int], int], list[int]],
-        send: Callable[[str, Message], None],
-        emit: Callable[[str, TokenEvent], None],
-        constrain: Callable[[Room], Constraint | None] = lambda room: None,
-        clock: Callable[[], float] = time.monotonic,
-        unix_time: Callable[[], float] = time.time,
-        observe: Callable[[PrefillStage, float], None] | None = None,
         lease_s: float = 120.0,
         ahead_share: float = 0.5,
         ageing_s: float = 5.0,
         limits: MemoryLimits | None = None,
     ) -> None:
-        self._engine = engine
-        self._clock = clock
+        self._engine = ports.engine
+        self._clock = ports.clock
+        self._observe = ports.observe
         self._table = PREFILL_TABLE
-        self._memory = RoomMemory(clock=clock, limits=limits or MemoryLimits())
-        self._ahead = AheadLimit(share=ahead_share, pool_pages=engine.config.num_pages, ageing_s=ageing_s)
-        ports = PrefillPorts(
-            engine=engine,
-            checksums=checksums,
-            send=send,
-            emit=emit,
-            constrain=constrain,
-            clock=clock,
-            unix_time=unix_time,
-            observe=observe,
-        )
+        self._memory = RoomMemory(clock=ports.clock, limits=limits or MemoryLimits())
+        self._ahead = AheadLimit(share=ahead_share, pool_pages=ports.engine.config.num_pages, ageing_s=ageing_s)
         self._actions = PrefillActions(ports, memory=self._memory, ahead=self._ahead, lease_s=lease_s)
         self._draining = False
         self._ticked_at = 0.0
@@ -254,7 +237,7 @@ class PrefillHalf:
                 self._fire(PrefillEvent.ENGINE_FAILED, record.room, detail=str(error))
             else:
                 self._fire(PrefillEvent.PLACED, record.room)
-                self._actions.report(PrefillStage.QUEUED, now - record.opened_at)
+                self._observe(PrefillStage.QUEUED, now - record.opened_at)
 
 
 def _token_event_of(record: PrefillRoom, token: TokenOutput) -> PrefillEvent:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from prefill.rooms import PrefillRoom, PrefillState
+from prefill.rooms import PrefillRoom
+from prefill.table import PrefillState
 from protocol.rooms import Message, Offer, Room
 
 

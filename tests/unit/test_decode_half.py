@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from decode.counters import DecodeStage
-from decode.rooms import DECODE_TABLE, DecodeAction, DecodeEvent, DecodeState
+from decode.table import DECODE_TABLE, DecodeAction, DecodeEvent, DecodeState
 from protocol.rooms import (
     Abort,
     AbortReason,

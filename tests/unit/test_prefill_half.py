@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from prefill.counters import PrefillStage
-from prefill.rooms import PREFILL_TABLE, PrefillEvent, PrefillState
+from prefill.table import PREFILL_TABLE, PrefillEvent, PrefillState
 from protocol.room_memory import MemoryLimits
 from protocol.rooms import (
     Abort,

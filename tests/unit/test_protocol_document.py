@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from decode.rooms import DECODE_TABLE, DecodeEvent, DecodeState
-from prefill.rooms import PREFILL_TABLE, PrefillEvent, PrefillState
+from decode.table import DECODE_TABLE, DecodeEvent, DecodeState
+from prefill.table import PREFILL_TABLE, PrefillEvent, PrefillState
 from protocol.transitions import Transitions
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol.md"

@@ -21,8 +21,8 @@ import pytest
 
 from decode.half import DecodeMessage
 from decode.intake import PageIntake
-from decode.rooms import DECODE_TABLE, DecodeAction, DecodeEvent, DecodeState
-from prefill.rooms import PREFILL_TABLE, PrefillAction, PrefillEvent, PrefillState
+from decode.table import DECODE_TABLE, DecodeAction, DecodeEvent, DecodeState
+from prefill.table import PREFILL_TABLE, PrefillAction, PrefillEvent, PrefillState
 from protocol.room_memory import Fate, RoomMemory
 from protocol.rooms import Room
 from protocol.scoring import Scoring

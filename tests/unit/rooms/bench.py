@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from decode.counters import DecodeStage
 from decode.half import DecodeHalf
+from decode.ports import DecodePorts
+from engine.grammar.constraint import Constraint
 from prefill.counters import PrefillStage
 from prefill.half import PrefillHalf
+from prefill.ports import PrefillPorts
 from protocol.rooms import Job, Message, OpenDecode, OpenGenerate, OpenPrefill, PeerAddress, Room, TokenEvent
 from protocol.sampling import SamplingParams
 from tests.unit.rooms.copies import Copies, Key, pool_checksums
@@ -16,6 +19,7 @@ from tests.unit.toy_model import toy_engine
 from transfer.jobs import FetchResult
 
 M = TypeVar("M", bound=Message)
+Constrain = Callable[[Room], Constraint | None]
 
 PREFILL = PeerAddress("P", 1, "test", 1)
 DECODE = PeerAddress("D", 1, "test", 2)
@@ -101,18 +105,22 @@ class PrefillBench(_Bench):
         pages: int = 16,
         engine: dict[str, Any] | None = None,
         checksums: bool = True,
+        constrain: Constrain = lambda room: None,
         **half: Any,
     ) -> None:
         super().__init__(pages=pages, **({"chunked_prefill_size": 4} | (engine or {})))
         self.verify = checksums
         self.half = PrefillHalf(
-            engine=self.engine,
-            checksums=self.checksums,
-            send=self.send,
-            emit=self.emit,
-            clock=self.clock,
-            unix_time=self.unix_time,
-            observe=self.observe,
+            PrefillPorts(
+                engine=self.engine,
+                checksums=self.checksums,
+                send=self.send,
+                emit=self.emit,
+                constrain=constrain,
+                clock=self.clock,
+                unix_time=self.unix_time,
+                observe=self.observe,
+            ),
             **half,
         )
 
@@ -124,22 +132,31 @@ class DecodeBench(_Bench):
     """Its peer is a `PrefillBench`, which is really copied from."""
 
     def __init__(
-        self, peer: PrefillBench, *, pages: int = 16, engine: dict[str, Any] | None = None, **half: Any
+        self,
+        peer: PrefillBench,
+        *,
+        pages: int = 16,
+        engine: dict[str, Any] | None = None,
+        constrain: Constrain = lambda room: None,
+        **half: Any,
     ) -> None:
         super().__init__(pages=pages, **(engine or {}))
         self.peer = peer
         self.connects: list[PeerAddress] = []
         self.copies = Copies(self.engine.pool, lambda address: peer.engine.pool, lambda address: True)
         self.half = DecodeHalf(
-            engine=self.engine,
-            fetcher=self.copies,
-            on_fetched=self.on_fetched,
-            connect=self.connect,
-            send=self.send,
-            emit=self.emit,
-            clock=self.clock,
-            unix_time=self.unix_time,
-            observe=self.observe,
+            DecodePorts(
+                engine=self.engine,
+                fetcher=self.copies,
+                on_fetched=self.on_fetched,
+                connect=self.connect,
+                send=self.send,
+                emit=self.emit,
+                constrain=constrain,
+                clock=self.clock,
+                unix_time=self.unix_time,
+                observe=self.observe,
+            ),
             **half,
         )
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from decode.half import DecodeHalf
-from decode.rooms import DecodeState
+from decode.ports import DecodePorts
+from decode.table import DecodeState
 from prefill.half import PrefillHalf
+from prefill.ports import PrefillPorts
 from protocol.room_memory import MemoryLimits
 from protocol.rooms import (
     Abort,
@@ -60,25 +62,29 @@ class Replica:
         self._tokens: dict[str, list[TokenEvent]] = defaultdict(list)
         limits = MemoryLimits(max_tombstones=64, grace_s=1000.0, tombstone_s=1000.0, max_parked=8, parked_s=5.0)
         self.prefill = PrefillHalf(
-            engine=self.engine,
-            checksums=self._checksums,
-            send=self._send,
-            emit=self._emit,
-            clock=world.clock,
-            unix_time=world.clock,
+            PrefillPorts(
+                engine=self.engine,
+                checksums=self._checksums,
+                send=self._send,
+                emit=self._emit,
+                clock=world.clock,
+                unix_time=world.clock,
+            ),
             lease_s=6.0,
             ageing_s=2.0,
             limits=limits,
         )
         self.decode = DecodeHalf(
-            engine=self.engine,
-            fetcher=self.copies,
-            on_fetched=self.decode_fetched,
-            connect=self._connect,
-            send=self._send,
-            emit=self._emit,
-            clock=world.clock,
-            unix_time=world.clock,
+            DecodePorts(
+                engine=self.engine,
+                fetcher=self.copies,
+                on_fetched=self.decode_fetched,
+                connect=self._connect,
+                send=self._send,
+                emit=self._emit,
+                clock=world.clock,
+                unix_time=world.clock,
+            ),
             lease_s=3.0,
             ageing_s=4.0,
             retry_s=1.0,

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 from engine.kv_spec import KVPool
-from prefill.rooms import PrefillState
+from prefill.table import PrefillState
 from protocol.rooms import Message, PeerAddress, Room, TokenEvent
 from tests.unit.rooms.replica import LawBroken, Replica
 from tests.unit.rooms.router import Asked, Router
