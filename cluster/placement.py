@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from cluster.config import ClusterConfig, ReplicaSection
+from cluster.config import ClusterConfig
+from cluster.config_sections import ReplicaSection
 
 _ROUNDING = 1e-6
 """Of sums of fractions."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transfer_pools import Receiver, open_fds
 
-from cluster.config import TransferSection
+from cluster.config_sections import TransferSection
 from transfer.memory import SharedMemory
 from transfer.mooncake.door import MooncakeDoor
 from transfer.mooncake.library import MooncakeUnavailable, check_devices, import_failure
