@@ -1,6 +1,7 @@
-"""Bytes to messages and back: msgpack bodies behind a four-byte big-endian length.
+"""Bytes to messages and back: msgpack bodies behind a four-byte big-endian length and, once a link is authenticated, a
+tag (`sealing.py`).
 
-Pure functions, no sockets. A body that is not one of the known messages raises `ProtocolError`, and so does
+No sockets. A body that is not one of the known messages raises `ProtocolError`, and so does
 a length above `MAX_FRAME_BYTES`, so that a malformed peer costs bounded memory.
 """
 
@@ -30,6 +31,7 @@ from protocol.rooms import (
     RoomFailed,
     StepFrame,
 )
+from protocol.sealing import TAG_BYTES, FrameSeal
 from protocol.streams import ClaimStream, NoStream, StreamState
 
 MAX_FRAME_BYTES = 64 << 20
@@ -72,12 +74,12 @@ class ProtocolError(ValueError):
     """The peer sent something that is not a message of this protocol version."""
 
 
-def encode_frame(message: Message) -> bytes:
+def encode_frame(message: Message, seal: FrameSeal | None = None) -> bytes:
     """The length-prefixed frame of one message."""
     body = _ENCODER.encode(message)
     if len(body) > MAX_FRAME_BYTES:
         raise ProtocolError(f"a frame of {len(body)} bytes is over the limit of {MAX_FRAME_BYTES}")
-    return _LENGTH.pack(len(body)) + body
+    return _LENGTH.pack(len(body)) + (b"" if seal is None else seal.tag(body)) + body
 
 
 def decode_body(body: bytes | memoryview) -> AnyMessage:
@@ -94,6 +96,7 @@ class FrameReader:
     def __init__(self, *, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self._buffer = bytearray()
         self._max_frame_bytes = max_frame_bytes
+        self._seal: FrameSeal | None = None
 
     def feed(self, data: bytes) -> Iterator[AnyMessage]:
         """The messages completed by `data`, in order, each decoded when asked for.
@@ -105,18 +108,22 @@ class FrameReader:
         start = 0
         try:
             while len(buffer) - start >= _LENGTH.size:
+                seal = self._seal
                 (length,) = _LENGTH.unpack_from(buffer, start)
                 if length > self._max_frame_bytes:
                     raise ProtocolError(f"a frame of {length} bytes is over the limit of {self._max_frame_bytes}")
-                end = start + _LENGTH.size + length
-                if len(buffer) < end:
+                at = start + _LENGTH.size + (0 if seal is None else TAG_BYTES)
+                if len(buffer) < at + length:
                     break
-                body = bytes(buffer[start + _LENGTH.size : end])
-                start = end
+                tag, body = bytes(buffer[start + _LENGTH.size : at]), bytes(buffer[at : at + length])
+                if seal is not None and not seal.is_next(tag, body):
+                    raise ProtocolError("a frame has a wrong tag: it is not the next one that the peer sent")
+                start = at + length
                 yield decode_body(body)
         finally:
             del buffer[:start]
 
-    def raise_limit(self, max_frame_bytes: int) -> None:
-        """Allow larger frames, once the peer has proved who it is."""
+    def trust(self, seal: FrameSeal, *, max_frame_bytes: int) -> None:
+        """The peer has proved who it is: allow larger frames, and from the next one on only those that it sealed."""
+        self._seal = seal
         self._max_frame_bytes = max_frame_bytes

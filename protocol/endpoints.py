@@ -19,12 +19,14 @@ from protocol.handshake import (
     RegionTicket,
     Welcome,
     hello_tag,
+    link_keys,
     new_nonce,
     tags_equal,
     welcome_tag,
 )
 from protocol.link import Link, LinkError, LinkTimings, LostHandler, MessageHandler, UpHandler
 from protocol.rooms import PROTOCOL_VERSION, PeerAddress
+from protocol.sealing import FrameSeal, LinkSeals
 
 _MAX_PENDING_HANDSHAKES = 256
 
@@ -182,7 +184,7 @@ class _Listener:
     def start(self, link: Link) -> None:
         link.send(self._challenge)
 
-    def receive(self, link: Link, message: AnyMessage) -> bool:
+    def receive(self, link: Link, message: AnyMessage) -> LinkSeals:
         if not isinstance(message, Hello):
             raise LinkError("the first message was not a Hello")
         if message.version != PROTOCOL_VERSION:
@@ -191,8 +193,11 @@ class _Listener:
         if not tags_equal(expected, message.tag):
             raise LinkError("the peer does not know the cluster secret")
         link.role, link.peer_id, link.boot = message.role, message.peer_id, message.boot
-        link.send(Welcome(self._address, self._region(), welcome_tag(self._secret, self._challenge, message)))
-        return True
+        region = self._region()
+        tag = welcome_tag(self._secret, self._challenge, message, self._address, region)
+        link.send(Welcome(self._address, region, tag))
+        theirs, ours = link_keys(self._secret, self._challenge, message)
+        return LinkSeals(outgoing=FrameSeal(ours), incoming=FrameSeal(theirs))
 
 
 class _Connector:
@@ -208,13 +213,15 @@ class _Connector:
     def start(self, link: Link) -> None:
         """The listener speaks first."""
 
-    def receive(self, link: Link, message: AnyMessage) -> bool:
+    def receive(self, link: Link, message: AnyMessage) -> LinkSeals | None:
         if isinstance(message, Challenge) and self._challenge is None:
             self._answer(link, message)
-            return False
+            return None
         if isinstance(message, Welcome) and self._challenge is not None and self._hello is not None:
-            self._check(link, message, welcome_tag(self._secret, self._challenge, self._hello))
-            return True
+            tag = welcome_tag(self._secret, self._challenge, self._hello, message.address, message.region)
+            self._check(link, message, tag)
+            ours, theirs = link_keys(self._secret, self._challenge, self._hello)
+            return LinkSeals(outgoing=FrameSeal(ours), incoming=FrameSeal(theirs))
         raise LinkError(f"{type(message).__name__} came out of turn in the handshake")
 
     def _answer(self, link: Link, challenge: Challenge) -> None:

@@ -2,7 +2,8 @@
 
 The listener sends `Challenge`, the connector answers `Hello` with a tag over both nonces, the listener answers
 `Welcome` with its own tag. Tags are HMAC-SHA256 under the cluster secret, so nobody without it can open a room,
-and a recorded handshake opens nothing.
+and a recorded handshake opens nothing. Both nonces also make the keys that every later frame is tagged under
+(`sealing.py`).
 """
 
 from __future__ import annotations
@@ -102,9 +103,17 @@ def hello_tag(secret: bytes, challenge: Challenge, role: LinkRole, peer_id: str,
     return _tag(secret, b"hello", challenge.nonce, nonce, role.value.encode(), peer_id.encode(), str(boot).encode())
 
 
-def welcome_tag(secret: bytes, challenge: Challenge, hello: Hello) -> bytes:
-    """The listener's proof that it knows the cluster secret."""
-    return _tag(secret, b"welcome", challenge.nonce, hello.nonce)
+def welcome_tag(
+    secret: bytes, challenge: Challenge, hello: Hello, address: PeerAddress, region: RegionTicket | None
+) -> bytes:
+    """The listener's proof that it knows the cluster secret, and said this."""
+    return _tag(secret, b"welcome", challenge.nonce, hello.nonce, msgspec.msgpack.encode((address, region)))
+
+
+def link_keys(secret: bytes, challenge: Challenge, hello: Hello) -> tuple[bytes, bytes]:
+    """Of the connector's frames, and of the listener's."""
+    nonces = (challenge.nonce, hello.nonce)
+    return _tag(secret, b"connector", *nonces), _tag(secret, b"listener", *nonces)
 
 
 def tags_equal(one: bytes, other: bytes) -> bool:

@@ -1,9 +1,12 @@
 """A link: one persistent, authenticated, multiplexed connection between two processes of the cluster.
 
 Lifecycle: the handshake of `endpoints.py` runs first. From then on both ends send messages whenever they like, one
-frame each, in order. Pings keep a silent link alive; a link that hears nothing for `silence_s`, gets a malformed frame,
-or whose peer reads too slowly to keep the send buffer under its bound, is closed. Its end is reported exactly once by
-`on_lost`.
+frame each, in order, tagged under keys of this link alone. Pings keep a silent link alive; a link that hears nothing
+for `silence_s`, gets a frame that is malformed or not the peer's next one, or whose peer reads too slowly to keep the
+send buffer under its bound, is closed. Its end is reported exactly once by `on_lost`.
+
+Silence is counted in our own pings: a process that was stopped, or starved, heard nothing meanwhile because it did not
+listen, which is no fault of its peers.
 
 Everything here runs on one event loop. `send` never blocks and never raises.
 """
@@ -19,6 +22,7 @@ from typing import Protocol, cast
 from protocol.codec import MAX_FRAME_BYTES, AnyMessage, FrameReader, ProtocolError, encode_frame
 from protocol.handshake import Challenge, Hello, LinkRole, Ping, Pong, RegionTicket, Welcome
 from protocol.rooms import Message
+from protocol.sealing import FrameSeal, LinkSeals
 
 _HANDSHAKE_FRAME_BYTES = 16 << 10
 
@@ -37,11 +41,11 @@ class LinkTimings:
 
 
 class Handshake(Protocol):
-    """One side of the authentication; `receive` answers True when the link is established by that message."""
+    """One side of the authentication; `receive` answers with the link's seals when that message establishes it."""
 
     def start(self, link: Link) -> None: ...
 
-    def receive(self, link: Link, message: AnyMessage) -> bool: ...
+    def receive(self, link: Link, message: AnyMessage) -> LinkSeals | None: ...
 
 
 UpHandler = Callable[["Link"], None]
@@ -77,8 +81,11 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._established = False
         self._lost = False
-        self._heard_at = 0.0
+        self._seal: FrameSeal | None = None
+        """Of what is sent, once the link is established."""
         self._pings = 0
+        self._unanswered = 0
+        """Pings since the peer was last heard, whatever it said."""
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -91,7 +98,7 @@ class Link(asyncio.Protocol):
         if transport is None or self._lost:
             return
         try:
-            transport.write(encode_frame(message))
+            transport.write(encode_frame(message, self._seal))
         except ProtocolError as error:
             self.fail(str(error))
             return
@@ -99,10 +106,12 @@ class Link(asyncio.Protocol):
             self.fail(f"the peer left more than {self._max_buffered_bytes} bytes unread")
 
     def close(self) -> None:
-        """Send what is queued, then end the link; `on_lost` follows."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.close()
+        """Send what is queued, within `silence_s`, then end the link; `on_lost` follows."""
         self._report_lost("closed here")
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            transport.close()
+            self._timer = asyncio.get_running_loop().call_later(self._timings.silence_s, transport.abort)
 
     def fail(self, why: str) -> None:
         """End the link at once, dropping what is queued."""
@@ -114,16 +123,17 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's has its methods but is no instance of it
+        if self._lost:  # it had to go before it began
+            self._transport.abort()
+            return
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        loop = asyncio.get_running_loop()
-        self._heard_at = loop.time()
-        self._timer = loop.call_later(self._timings.handshake_s, self._handshake_late)
+        self._timer = asyncio.get_running_loop().call_later(self._timings.handshake_s, self._handshake_late)
         self._handshake.start(self)
 
     def data_received(self, data: bytes) -> None:
-        self._heard_at = asyncio.get_running_loop().time()
+        self._unanswered = 0
         try:
             for message in self._reader.feed(data):
                 if self._lost:
@@ -134,13 +144,15 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._report_lost(f"connection lost: {exc}" if exc else "closed by the peer")
+        self._cancel_timer()
 
     # ---- inner workings -----------------------------------------------------------------------------------
 
     def _dispatch(self, message: AnyMessage) -> None:
         if not self._established:
-            if self._handshake.receive(self, message):
-                self._establish()
+            seals = self._handshake.receive(self, message)
+            if seals is not None:
+                self._establish(seals)
                 self._on_up(self)
         elif isinstance(message, Ping):
             self.send(Pong(message.sequence))
@@ -151,11 +163,11 @@ class Link(asyncio.Protocol):
         else:
             self._on_message(self, message)
 
-    def _establish(self) -> None:
+    def _establish(self, seals: LinkSeals) -> None:
         self._established = True
-        self._reader.raise_limit(MAX_FRAME_BYTES)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._seal = seals.outgoing
+        self._reader.trust(seals.incoming, max_frame_bytes=MAX_FRAME_BYTES)
+        self._cancel_timer()
         self._schedule_ping()
 
     def _handshake_late(self) -> None:
@@ -165,11 +177,12 @@ class Link(asyncio.Protocol):
         self._timer = asyncio.get_running_loop().call_later(self._timings.ping_s, self._ping)
 
     def _ping(self) -> None:
-        silent = asyncio.get_running_loop().time() - self._heard_at
-        if silent > self._timings.silence_s:
-            self.fail(f"the peer was silent for {silent:.1f} s")
+        silent_s = self._unanswered * self._timings.ping_s
+        if silent_s >= self._timings.silence_s:
+            self.fail(f"the peer was silent for {silent_s:.1f} s")
             return
         self._pings += 1
+        self._unanswered += 1
         self.send(Ping(self._pings))
         if not self._lost:
             self._schedule_ping()
@@ -178,6 +191,9 @@ class Link(asyncio.Protocol):
         if self._lost:
             return
         self._lost = True
+        self._cancel_timer()
+        self._on_lost(self, why)
+
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._on_lost(self, why)

@@ -15,7 +15,7 @@ from protocol.phases import Phase
 from protocol.sampling import FinishReason, SamplingParams
 from protocol.scoring import PositionScores, Scoring
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 """Token ids, positions, page numbers and numbers of pages: what is outside is no message."""

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -169,6 +170,53 @@ async def test_silent_peer_is_lost(served: tuple[LinkServer, Recorder]) -> None:
     assert link._transport is not None
     link._transport.pause_reading()  # ... and stops answering pings
     assert "silent" in await at_server.why_lost()
+
+
+async def test_a_pause_of_both_ends_is_the_silence_of_none(
+    served: tuple[LinkServer, Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, at_server = served
+    at_client = Recorder()
+    link = await join(served[0].address, at_client)
+    accepted = await at_server.up.get()
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "time", lambda: time.monotonic() + 3600)  # as after a machine's pause of an hour
+    for epoch in range(3):  # all timers have come up by the end of the first
+        link.send(Closed(Room("r", epoch)))
+        assert await at_server.next_message() == Closed(Room("r", epoch))
+        accepted.send(Closed(Room("r", epoch)))
+        assert await at_client.next_message() == Closed(Room("r", epoch))
+    assert link.is_open
+    assert accepted.is_open
+
+
+async def test_a_closed_link_does_not_wait_for_a_peer_that_reads_nothing(served: tuple[LinkServer, Recorder]) -> None:
+    server, at_server = served
+    link = await join(server.address, Recorder())
+    accepted = await at_server.up.get()
+    assert link._transport is not None
+    assert accepted._transport is not None
+    assert link._timer is not None
+    link._timer.cancel()  # this end minds no silence
+    link._transport.pause_reading()
+    for _ in range(200):
+        accepted.send(Abort(Room("r" * 65536, 1), AbortReason.DEADLINE))
+    assert accepted._transport.get_write_buffer_size() > 0
+    sock = accepted._transport.get_extra_info("socket")
+    ended = asyncio.Event()
+    monitored = accepted.connection_lost
+
+    def connection_lost(exc: Exception | None) -> None:
+        monitored(exc)
+        ended.set()
+
+    accepted.connection_lost = connection_lost  # type: ignore[method-assign]
+    accepted.close()
+    assert await at_server.why_lost() == "closed here"
+    async with asyncio.timeout(10):
+        await ended.wait()
+    assert sock.fileno() == -1
+    link.close()
 
 
 async def test_peer_that_never_reads_is_cut_off(served: tuple[LinkServer, Recorder]) -> None:
