@@ -56,7 +56,8 @@ class IoLoop:
         self._ready: deque[Callable[[], None]] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_ids = itertools.count()
-        self._lock = threading.Lock()  # of the timers and of `_closing`
+        self._compact_at = _COMPACT_TIMERS
+        self._lock = threading.Lock()  # of the timers, of `_closing` and of `_wakeup`
         self._looking_until = float("inf")  # when the sleeping loop means to look at its timers
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -75,7 +76,7 @@ class IoLoop:
         """Run `callback` once the clock shows `when`."""
         timer = Timer(when, callback)
         with self._lock:
-            if len(self._timers) >= _COMPACT_TIMERS:
+            if len(self._timers) >= self._compact_at:
                 self._drop_cancelled()
             heapq.heappush(self._timers, (when, next(self._timer_ids), timer))
             wake = when < self._looking_until
@@ -97,7 +98,9 @@ class IoLoop:
         if self._thread.is_alive():
             raise TimeoutError(f"{self._thread.name} is still busy after {timeout_s} s")
         self._epoll.close()
-        os.close(self._wakeup)
+        with self._lock:  # a late call must not be written to whatever has this descriptor next
+            os.close(self._wakeup)
+            self._wakeup = -1
 
     # ---- from the loop's thread ---------------------------------------------------------------------------
 
@@ -120,7 +123,9 @@ class IoLoop:
     # ---- inner workings -----------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        os.eventfd_write(self._wakeup, 1)
+        with self._lock:
+            if self._wakeup >= 0:
+                os.eventfd_write(self._wakeup, 1)
 
     def _run(self) -> None:
         while True:
@@ -163,7 +168,6 @@ class IoLoop:
             return due
 
     def _drop_cancelled(self) -> None:
-        alive = [entry for entry in self._timers if entry[2].callback is not None]
-        if len(alive) * 2 <= len(self._timers):
-            heapq.heapify(alive)
-            self._timers = alive
+        self._timers = [entry for entry in self._timers if entry[2].callback is not None]
+        heapq.heapify(self._timers)
+        self._compact_at = max(_COMPACT_TIMERS, 2 * len(self._timers))  # or many living ones are gone through each time

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from transfer.grain_cursor import GrainChanged
 from transfer.io_loop import WRITE, IoLoop
 from transfer.served import Outgoing
+from transfer.stall_watch import StallWatch
 
 _TURN_BYTES = 4 << 20
 """Then the other connections have their turn."""
@@ -34,12 +35,14 @@ class AnswerSender:
         self._sock = sock
         self._reply = reply
         self._payload = payload
-        self._clock = clock
-        self._stall_s = stall_s
         self._on_sent = on_sent
         self._on_failed = on_failed
-        self._moved = False
-        self._timer = loop.call_at(clock() + stall_s, self._check_stall)
+        self._watch = StallWatch(
+            loop,
+            clock=clock,
+            seconds=stall_s,
+            on_stall=lambda: self._fail(f"the receiver took no byte for {stall_s} s"),
+        )
 
     def start(self) -> None:
         """Begin; may already end here."""
@@ -47,7 +50,7 @@ class AnswerSender:
 
     def stop(self) -> None:
         """Send no more, and let go of the memory."""
-        self._timer.cancel()
+        self._watch.cancel()
         if self._payload is not None:
             self._payload.drop()
 
@@ -60,7 +63,7 @@ class AnswerSender:
             budget = _TURN_BYTES
             while budget > 0 and self._left:
                 budget -= self._send_some()
-                self._moved = True
+                self._watch.moved()
         except (BlockingIOError, InterruptedError):
             pass  # the rest when there is room again
         except (OSError, GrainChanged) as error:
@@ -80,13 +83,6 @@ class AnswerSender:
         sent = self._sock.send(self._reply, socket.MSG_NOSIGNAL | more)
         self._reply = self._reply[sent:]
         return sent
-
-    def _check_stall(self) -> None:
-        if not self._moved:
-            self._fail(f"the receiver took no byte for {self._stall_s} s")
-            return
-        self._moved = False
-        self._timer = self._loop.call_at(self._clock() + self._stall_s, self._check_stall)
 
     def _fail(self, why: str) -> None:
         self.stop()

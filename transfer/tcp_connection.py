@@ -2,7 +2,8 @@
 
 States: HANDSHAKE -> IDLE -> REPLY (asked, waits for the header) -> PAYLOAD -> IDLE ..., and CLOSED from anywhere. The
 payload is received straight into the target pages and verified as they complete, while they are still in the cache. The
-only way to end a copy early is to close the connection: what is still on its way then lands nowhere.
+only way to end a copy early is to close the connection: what is still on its way then lands nowhere. So ends one that
+brings nothing any more, because its peer hangs or its packets go nowhere.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from transfer.faults import InjectedFault
 from transfer.io_loop import READ, WRITE, IoLoop
 from transfer.jobs import PageCopy, Peer
 from transfer.landing import Landing, LandingError
+from transfer.stall_watch import StallWatch
 from transfer.tcp_payload import Payload, bytes_on_the_way, encode_copy, payload_of, want_of
 from transfer.transport import TransferTimings
 from transfer.wire import Status, WireError
@@ -76,6 +78,7 @@ class PageConnection:
         self._peer = peer
         self._transport = transport
         self._clock = clock
+        self._silence_s = timings.silence_s
         self._on_change = on_change
         self._on_copy_ended = on_copy_ended
         self._sock: socket.socket | None = None
@@ -83,6 +86,7 @@ class PageConnection:
         self._unsent = memoryview(b"")
         self._received = bytearray()
         self._payload: Payload | None = None
+        self._watch: StallWatch | None = None
         self._handshake = ClientHandshake(
             loop,
             (peer.ticket.tcp_host, peer.ticket.tcp_port),
@@ -104,6 +108,12 @@ class PageConnection:
         copy.started_at = self._clock()
         self._move_to(ConnectionState.REPLY)
         self._unsent = memoryview(encode_copy(self._key, copy, job=self.copies))
+        self._watch = StallWatch(
+            self._loop,
+            clock=self._clock,
+            seconds=self._silence_s,
+            on_stall=lambda: self.close(f"the peer sent no byte for {self._silence_s} s"),
+        )
         try:
             self._send()
         except OSError as error:
@@ -167,8 +177,9 @@ class PageConnection:
         data = self._sock.recv(REPLY_BYTES - len(self._received))
         if not data:
             raise WireError("the peer closed the connection")
-        if self.copy is None:
+        if self.copy is None or self._watch is None:
             raise WireError("the peer sent bytes that nobody asked for")
+        self._watch.moved()
         self._received += data
         if len(self._received) < REPLY_BYTES:
             return
@@ -199,6 +210,7 @@ class PageConnection:
         assert self._sock is not None
         assert self.copy is not None
         assert self._payload is not None
+        assert self._watch is not None
         copy, payload = self.copy, self._payload
         budget, more = _TURN_BYTES, True
         while payload.left and budget > 0 and more:
@@ -207,6 +219,7 @@ class PageConnection:
             if count == 0:
                 raise WireError("the peer closed the connection in the middle of a page")
             budget -= count
+            self._watch.moved()
             more = count >= _CALL_BYTES  # less was all that was there
         if not payload.left:
             self._end_copy(None)
@@ -218,6 +231,9 @@ class PageConnection:
         if self._payload is not None:
             self._payload.drop()
             self._payload = None
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
         if copy is not None:
             self._on_copy_ended(self, copy, error)
 

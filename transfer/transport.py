@@ -28,6 +28,8 @@ class TransferTimings:
     """After a peer's shared memory could not be had, until it is asked for again."""
     stall_s: float = 60.0
     """A server lets go of a receiver that takes no byte for this long."""
+    silence_s: float = 10.0
+    """A receiver lets go of a connection that brings no byte of what it asked for in this time."""
     close_s: float = 10.0
     """A closing server or fetcher waits this long for its threads."""
     join_s: float = 60.0

@@ -222,7 +222,7 @@ def test_a_receiver_that_takes_nothing_is_let_go():
         client.ask([(0, 1)], page_bytes=page_bytes)
         client.reply()
         received = REPLY_BYTES
-        while pool.server.num_connections:  # the server sees no byte taken, twice
+        while pool.server.num_connections:  # the server sees no byte taken, a few times
             clock.advance(6)
             with closing(Receiver(transport="shm", page_bytes=page_bytes, num_pages=1)) as (receiver,):
                 receiver.fetcher.attach(pool.address, pool.ticket)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 
@@ -9,6 +10,7 @@ import pytest
 from transfer_pools import WAIT_S, FakeClock, open_fds
 
 from transfer.io_loop import READ, WRITE, IoLoop
+from transfer.stall_watch import StallWatch
 
 
 @pytest.fixture
@@ -57,6 +59,33 @@ def test_cancelled_timers_do_not_pile_up(loop, clock):
     assert len(loop._timers) < 1000
 
 
+def test_many_living_timers_are_not_gone_through_at_each_call(loop, clock, monkeypatch):
+    compactions = []
+    drop = loop._drop_cancelled
+    monkeypatch.setattr(loop, "_drop_cancelled", lambda: (compactions.append(len(loop._timers)), drop()))
+    timers = [loop.call_at(clock() + 1000 + number, lambda: None) for number in range(5000)]
+    assert len(compactions) <= 5, compactions
+    for timer in timers:
+        timer.cancel()
+
+
+def test_a_call_after_the_end_writes_to_nobodys_descriptor(clock):
+    loop = IoLoop(name="over", clock=clock)
+    number = loop._wakeup
+    loop.close(timeout_s=WAIT_S)
+    ours = os.eventfd(0, os.EFD_NONBLOCK)
+    try:
+        os.dup2(ours, number)  # what happens to be opened next may well get the number
+        loop.call_soon(lambda: None)
+        loop.call_at(clock() - 1, lambda: None)
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(ours)
+    finally:
+        os.close(ours)
+        if number != ours:
+            os.close(number)
+
+
 def test_a_failing_callback_takes_nothing_along(loop, caplog):
     loop.call_soon(lambda: 1 // 0)
     sync(loop)
@@ -98,3 +127,46 @@ def test_close_says_when_a_callback_hangs(clock):
     with pytest.raises(TimeoutError, match="test is still busy"):
         loop.close(timeout_s=0.01)
     release.set()
+
+
+class Watched:
+    """A stall watch of twelve seconds, and how often it called."""
+
+    def __init__(self, loop, clock):
+        self.loop, self.clock, self.calls = loop, clock, []
+        self.watch = StallWatch(loop, clock=clock, seconds=12, on_stall=lambda: self.calls.append(clock()))
+
+    def wait(self, seconds):
+        """Let the loop see the clock after this."""
+        self.clock.advance(seconds)
+        for _ in range(2):  # timers come after what was asked for, and before what is asked for next
+            sync(self.loop)
+
+
+def test_a_watch_calls_once_nothing_has_moved_for_long_enough(loop, clock):
+    watched = Watched(loop, clock)
+    for _ in range(4):
+        watched.wait(3)
+    assert watched.calls == []
+    for _ in range(5):
+        watched.wait(3)
+    assert watched.calls == [1015]
+
+
+def test_a_watch_begins_anew_with_every_move(loop, clock):
+    watched = Watched(loop, clock)
+    for _ in range(40):
+        watched.wait(3)
+        watched.watch.moved()
+    assert watched.calls == []
+    watched.watch.cancel()
+    for _ in range(9):
+        watched.wait(3)
+    assert watched.calls == []
+
+
+def test_a_watch_takes_our_own_pause_for_nobodys(loop, clock):
+    watched = Watched(loop, clock)
+    watched.wait(3600)
+    assert watched.calls == []
+    watched.watch.cancel()

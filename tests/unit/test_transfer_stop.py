@@ -213,6 +213,24 @@ def test_a_stopped_peer_holds_up_only_its_own_fetches(pool):
             assert not receiver.wait(("more", key)).ok
 
 
+def test_a_copy_whose_peer_falls_silent_ends_long_before_its_request(large_pool):
+    """Of a peer whose links live on, say because only the packets of this connection go nowhere."""
+    clock, limit_s = FakeClock(), TransferTimings().silence_s
+    with closing(
+        PeerProcess(boot=1, page_bytes=1 << 20, num_pages=64),
+        Receiver(transport="tcp", clock=clock, page_bytes=1 << 20, num_pages=64),
+    ) as (peer, receiver):
+        receiver.fetcher.attach(peer.address, peer.ticket)
+        assert receiver.fetch(peer.address, [1], [1]).ok
+        peer.stop()
+        receiver.start(peer.address, list(range(64)), list(range(64)), deadline=clock() + 1e6)
+        result = receiver.wait_turning(clock, seconds=limit_s / 4)
+        assert "no handshake within 3.0 s" in result.error  # with which it was to be asked once more
+        assert clock() < 1000 + 20 * limit_s
+        peer.resume()
+        assert receiver.fetch(peer.address, [2], [2], checksums=peer.checksums([2])).ok
+
+
 def test_a_peer_that_was_stopped_before_it_was_attached(transport):
     clock = FakeClock()
     with closing(PeerProcess(boot=1), Receiver(transport=transport, clock=clock)) as (peer, receiver):

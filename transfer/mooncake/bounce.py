@@ -87,14 +87,18 @@ class Bounce:
         self._blocks: dict[int, Block] = {}
         self._numbers = itertools.count()
         self._memory = SharedMemory(num_slots * self._slot_bytes, prefault=False, shared_writable=True)
+        try:
+            self._process = EngineProcess(
+                memory_fd=self._memory.fd,
+                memory_bytes=self._memory.nbytes,
+                host=socket.gethostname() if ib_device else "127.0.0.1",
+                ib_device=ib_device,
+                serves=False,
+            )
+        except OSError:
+            self._memory.close()
+            raise
         self._bytes: npt.NDArray[np.uint8] = np.frombuffer(self._memory.view, dtype=np.uint8)
-        self._process = EngineProcess(
-            memory_fd=self._memory.fd,
-            memory_bytes=self._memory.nbytes,
-            host=socket.gethostname() if ib_device else "127.0.0.1",
-            ib_device=ib_device,
-            serves=False,
-        )
 
     @property
     def pid(self) -> int:

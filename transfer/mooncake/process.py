@@ -42,13 +42,18 @@ class EngineProcess:
             serves=serves,
             identity=identity,
         )
-        with theirs:
+        try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "transfer.mooncake.child", msgspec.json.encode(settings).decode()],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), memory_fd),
                 env=_environment(rdma=bool(ib_device)),
             )
+        except OSError:
+            self.sock.close()
+            raise
+        finally:
+            theirs.close()
         self._encoder = msgspec.json.Encoder()
         self._decoder = msgspec.json.Decoder(Answer)
 
