@@ -20,6 +20,9 @@ PROTOCOL_VERSION = 4
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 """Token ids, positions, page numbers and numbers of pages: what is outside is no message."""
 
+Checksum = Annotated[int, msgspec.Meta(ge=0)]
+"""64 bits, which is also the most that a message can say."""
+
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Base of everything sent over a link; subclasses are told apart by their tag."""
@@ -156,7 +159,7 @@ class Offer(Message, frozen=True, tag="offer"):
     room: Room
     first: Count
     pages: list[Count]
-    checksums: list[int]
+    checksums: list[Checksum]
 
 
 class Handoff(Message, frozen=True, tag="handoff"):

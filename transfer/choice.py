@@ -52,6 +52,8 @@ class TransportParts:
     secret: bytes
     num_threads: int
     """That may copy within the host."""
+    at_once_bytes: int
+    """Copies within the host of no more than that are made by whoever asks for them, while those threads are idle."""
     clock: Callable[[], float]
     timings: TransferTimings
     ib_device: str = ""
@@ -102,6 +104,7 @@ def _shm(parts: TransportParts) -> Transport:
         _on_host(parts),
         secret=parts.secret,
         num_threads=parts.num_threads,
+        at_once_bytes=parts.at_once_bytes,
         clock=parts.clock,
         timings=parts.timings,
     )

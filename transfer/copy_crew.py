@@ -28,6 +28,11 @@ class CopyCrew:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def has_waiting(self) -> bool:
+        with self._ready:
+            return bool(self._waiting)
+
     def push(self, copy: PageCopy) -> None:
         """Have `copy` worked on when its turn comes."""
         with self._ready:

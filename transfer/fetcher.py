@@ -1,12 +1,12 @@
 """Takes KV pages out of peers' pools into ours: the receiving end of every transfer.
 
 Lifecycle: `attach` a peer when its ticket is known, `fetch` pages from it, `detach` it when it is lost, `close` in
-the end. Every `fetch` is answered by exactly one `on_done`, in a transfer thread, after the last byte that will ever
-be written for it: from then on its target pages are the caller's again, whatever the result says. A failed attempt is
-repeated once on each further transport that reaches the peer (`choice.py`) before the job fails; nothing is remembered
-against a peer but that its shared memory is not asked for again at once.
+the end. Every `fetch` is answered by exactly one `on_done`, in a transfer thread or within the call of `fetch` itself,
+after the last byte that will ever be written for it: from then on its target pages are the caller's again, whatever the
+result says. A failed attempt is repeated once on each further transport that reaches the peer (`choice.py`) before the
+job fails; nothing is remembered against a peer but that its shared memory is not asked for again at once.
 
-Nothing here blocks its caller but `close`. Locks are held for bookkeeping only, never while copying or calling back.
+Nothing here waits for anybody but `close`. Locks are held for bookkeeping only, never while copying or calling back.
 """
 
 from __future__ import annotations
@@ -25,16 +25,19 @@ from transfer.faults import Faults
 from transfer.int8_codec import Int8Codec
 from transfer.io_loop import IoLoop
 from transfer.job_book import JobBook
-from transfer.jobs import FetchJob, FetchResult, OnDone, Peer, checked_targets
+from transfer.jobs import FetchJob, FetchResult, OnDone, Peer, checked_sources, checked_targets, counted_tokens
 from transfer.memory import SharedMemory
 from transfer.our_pool import OurPool
 from transfer.records import StopReason
 from transfer.span_copy import SpanCopier
-from transfer.spans import Pages, checked_pages
+from transfer.spans import Pages
 from transfer.transport import TransferTimings, Transport
 
 if TYPE_CHECKING:
     from transfer.cuda.memory import DeviceMemory
+
+_AT_ONCE_BYTES = 512 << 10
+"""A page of most models. Copying and hashing so much takes as long as two threads take to wake."""
 
 __all__ = ["FetchJob", "FetchResult", "PageFetcher", "TransportName"]
 
@@ -44,8 +47,9 @@ class PageFetcher:
 
     `shape` and `layout` say what our pages mean, and so whether a peer's are taken whole, in parts or not at all
     (`our_pool.py`). With a `codec` KV comes in 8 bits over TCP, from peers that have one too. `num_threads` threads
-    copy within the host, one more serves all sockets. `transport` restricts the choice; `auto` prefers shared memory,
-    `disk` takes pages out of `folder`.
+    copy within the host, one more serves all sockets; `at_once_bytes` within the host are copied by the caller, while
+    those threads are idle. `transport` restricts the choice; `auto` prefers shared memory, `disk` takes pages out of
+    `folder`. With `verify` pages that came without a checksum are refused.
     """
 
     def __init__(
@@ -58,6 +62,8 @@ class PageFetcher:
         codec: Int8Codec | None = None,
         secret: bytes,
         num_threads: int = 2,
+        at_once_bytes: int = _AT_ONCE_BYTES,
+        verify: bool = False,
         transport: TransportName = "auto",
         ib_device: str = "",
         folder: Path | None = None,
@@ -75,6 +81,7 @@ class PageFetcher:
         self._pool = OurPool(
             page_bytes=page_bytes, num_pages=memory.nbytes // page_bytes, layout=layout, shape=shape, codec=codec
         )
+        self._verify = verify
         self._timings = timings or TransferTimings()
         self._landing = landing_in(memory, page_bytes=page_bytes, faults=faults)
         SpanCopier()  # compiled, on a machine's first start, before the first copy needs it
@@ -88,6 +95,7 @@ class PageFetcher:
             landing=self._landing,
             secret=secret,
             num_threads=num_threads,
+            at_once_bytes=at_once_bytes,
             clock=clock,
             timings=self._timings,
             ib_device=ib_device,
@@ -158,7 +166,7 @@ class PageFetcher:
             if self._jobs.find(job.key) is not None:
                 raise ValueError(f"a fetch with key {job.key!r} is running already")
             peer = self._peers.get(job.peer)
-            counts_alike = job.grain_tokens == _counted_tokens(peer)  # else it is refused below
+            counts_alike = job.grain_tokens == counted_tokens(peer)  # else it is refused below
             cut = None if peer is None else peer.cut
             targets = checked_targets(job, num_pages=self._pool.num_units(cut)) if counts_alike else None
             record = self._jobs.add(job, peer, on_done)
@@ -215,17 +223,10 @@ class PageFetcher:
         """The peer and its pages, if they can be had. Raises `ValueError` that says why not."""
         if peer is None:
             raise ValueError(f"replica {job.peer.replica_id}, boot {job.peer.boot}, is not attached")
-        if len(job.source_pages) > peer.num_pages:
-            raise ValueError(f"{len(job.source_pages)} pages asked for, of a peer's pool of {peer.num_pages}")
         if not self._ways_to(peer):
             names = " and ".join(transport.name for transport in self._transports)
             raise ValueError(f"replica {job.peer.replica_id} cannot be reached by {names}")
-        tokens = _counted_tokens(peer)
-        if job.grain_tokens != tokens:
-            raise ValueError(
-                f"the job counts in grains of {job.grain_tokens} tokens, pages are taken in grains of {tokens}"
-            )
-        return peer, checked_pages(job.source_pages, num_pages=peer.num_pages, whose="the peer's")
+        return peer, checked_sources(job, peer, verify=self._verify)
 
     def _ways_to(self, peer: Peer) -> list[Transport]:
         return [
@@ -239,8 +240,3 @@ class PageFetcher:
             self._jobs.stop(record, StopReason.DETACHED)
         for transport in self._transports:
             transport.detach(attached)
-
-
-def _counted_tokens(peer: Peer | None) -> int:
-    """Of the grains that jobs from `peer` count in; 0 where they count pages."""
-    return 0 if peer is None or peer.cut is None else peer.cut.counted_tokens

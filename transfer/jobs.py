@@ -109,6 +109,29 @@ class Peer:
         return self.ticket.num_pages * (1 if self.cut is None else self.cut.source.per_page)
 
 
+def counted_tokens(peer: Peer | None) -> int:
+    """Of the grains that jobs from `peer` count in; 0 where they count pages."""
+    return 0 if peer is None or peer.cut is None else peer.cut.counted_tokens
+
+
+def checked_sources(job: FetchJob, peer: Peer, *, verify: bool) -> Pages:
+    """The job's source pages, in the peer's pool; with `verify` each has a checksum. Raises `ValueError` for what the
+    peer got wrong."""
+    count, tokens = len(job.source_pages), counted_tokens(peer)
+    if count > peer.num_pages:
+        raise ValueError(f"{count} pages asked for, of a peer's pool of {peer.num_pages}")
+    if job.grain_tokens != tokens:
+        raise ValueError(
+            f"the job counts in grains of {job.grain_tokens} tokens, pages are taken in grains of {tokens}"
+        )
+    if verify and (0 in job.checksums or len(job.checksums) < count):
+        raise ValueError(
+            f"replica {peer.address.replica_id} offers pages without checksums, and this one takes none such; "
+            "set transfer.checksum alike on both"
+        )
+    return checked_pages(job.source_pages, num_pages=peer.num_pages, whose="the peer's")
+
+
 @dataclass(kw_only=True, eq=False)
 class PageCopy:
     """One transport's attempt at one job; its pages may be grains. `stop_requested` is set by `Transport.stop`, before

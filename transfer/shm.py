@@ -3,8 +3,9 @@
 A peer's life here: CONNECTING (its memory was asked for; copies wait) -> MAPPED (copies run) -> DETACHED (unmapped
 when the last running copy has ended), or LOST for a while when its memory could not be had. Copies run in a few
 threads of our own, the one with the least left first; a long copy stops at the next block for a shorter one, so it
-delays that by well under a millisecond. A copy reads memory and waits for nobody, so it needs no time limit: a stopped
-or dead peer's memory stays readable for as long as it is mapped here.
+delays that by well under a millisecond. While none of them is busy, a short copy is made by whoever asks for it, in
+less time than a thread takes to wake. A copy reads memory and waits for nobody, so it needs no time limit: a stopped or
+dead peer's memory stays readable for as long as it is mapped here.
 """
 
 from __future__ import annotations
@@ -83,17 +84,21 @@ class ShmTransport:
         *,
         secret: bytes,
         num_threads: int,
+        at_once_bytes: int,
         clock: Callable[[], float],
         timings: TransferTimings,
     ) -> None:
         self._loop = loop
         self._landing = landing
         self._secret = secret
+        self._at_once_bytes = at_once_bytes
         self._clock = clock
         self._timings = timings
         self._host_id = host_id()
         self._peers: dict[Peer, _Mapped] = {}
-        self._lock = threading.Lock()  # guards the peers; taken before the crew's own
+        self._running = 0  # copies, in whatever thread
+        self._at_once = False  # whether a caller makes one, or has it answered
+        self._lock = threading.Lock()  # guards all that; taken before the crew's own
         self._crew = CopyCrew(num_threads=num_threads, work=self._work)
 
     def reaches(self, ticket: RegionTicket) -> bool:
@@ -105,13 +110,18 @@ class ShmTransport:
         self._loop.call_soon(lambda: self._connect(entry))
 
     def start(self, copy: PageCopy) -> None:
-        error = ""
+        error, at_once = "", False
         with self._lock:
             entry = self._peers.get(copy.peer)
             if copy.stop_requested or entry is None:
                 error = "stopped"
             elif entry.state is _State.MAPPED:
-                self._crew.push(copy)
+                short = copy.total_bytes <= self._at_once_bytes
+                at_once = short and not (self._at_once or self._running or self._crew.has_waiting)
+                if at_once:
+                    self._at_once = True
+                else:
+                    self._crew.push(copy)
             elif entry.state is _State.LOST and self._clock() < entry.retry_at:
                 error = entry.error
             else:
@@ -121,6 +131,10 @@ class ShmTransport:
                     self._loop.call_soon(lambda: self._connect(entry))
         if error:
             self._end_soon(copy, error)
+        if at_once:
+            self._work(copy)
+            with self._lock:
+                self._at_once = False
 
     def stop(self, copy: PageCopy) -> None:
         copy.stop_requested = True
@@ -209,14 +223,15 @@ class ShmTransport:
         for copy in orphans:
             copy.on_ended(copy, entry.error)
 
-    # ---- copying, in the crew's threads -------------------------------------------------------------------
+    # ---- copying, in the crew's threads or a caller's -----------------------------------------------------
 
     def _work(self, copy: PageCopy) -> None:
         with self._lock:
             entry = self._peers.get(copy.peer)
             source = None if entry is None else entry.source
-            if entry is not None:
+            if entry is not None and source is not None:
                 entry.running += 1
+                self._running += 1
         if entry is None or source is None:
             copy.on_ended(copy, "detached")
             return
@@ -266,6 +281,7 @@ class ShmTransport:
     def _worked(self, copy: PageCopy, entry: _Mapped, error: str | None, *, yielded: bool) -> None:
         with self._lock:
             entry.running -= 1
+            self._running -= 1
             if yielded and entry.state is _State.MAPPED and not copy.stop_requested:
                 self._crew.push(copy)
                 return

@@ -2,7 +2,8 @@
 caller.
 
 Shared memory (`shm.py`) and our own TCP (`tcp.py`) are two; the fetcher knows neither. Every method may be called
-from any thread and returns at once; the work happens in the transport's own threads.
+from any thread and waits for nobody; the work happens in the transport's own threads, but what is short may be done
+within `start`.
 """
 
 from __future__ import annotations

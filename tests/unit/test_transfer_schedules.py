@@ -37,8 +37,12 @@ def small_pieces():
 @pytest.mark.parametrize("transport", ["auto", "shm", "tcp"])
 @pytest.mark.filterwarnings("error")  # also of a thread that died
 def test_random_schedules(pools, transport, caplog):
+    def world(choose: random.Random) -> World:
+        threads, at_once = choose.randint(1, 3), choose.choice([0, 5 * PAGE])
+        return World(pools, transport=transport, num_threads=threads, at_once_bytes=at_once)
+
     with unharmed(caplog):
-        run_schedules(lambda choose: World(pools, transport=transport, num_threads=choose.randint(1, 3)), 1000)
+        run_schedules(world, 1000)
     for boot, pool in pools.items():
         assert bytes(pool.memory.view) == pattern(boot, PAGE * SOURCE_PAGES).tobytes()
 

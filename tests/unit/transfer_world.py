@@ -64,6 +64,7 @@ class World:
         self.peers = peers
         self.clock = FakeClock()
         self.whims = Whims(page_bytes=self.page_bytes)
+        options.setdefault("at_once_bytes", 0)  # threads can be held, the schedule's own cannot
         self.memory, self.view = self.make_memory(self.page_bytes * OUR_PAGES)
         self.fetcher = PageFetcher(
             memory=self.memory,
