@@ -16,9 +16,8 @@ import numpy as np
 import torch
 
 from engine.grammar.compiled import CompiledGrammar
-from engine.grammar.constraint import Constraint, GrammarMismatch
+from engine.grammar.constraint import MASK_BITS, Constraint, GrammarMismatch
 from engine.grammar.errors import GrammarRefused, GrammarsUnavailable
-from engine.grammar.filling import MASK_BITS
 from engine.grammar.nesting import check_patterns
 from protocol.sampling import Grammar
 from text.tokenizer import Tokenizer

@@ -16,10 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.grammar.constraint import Constraint
+from engine.grammar.constraint import MASK_BITS, Constraint
 
-MASK_BITS = 32
-"""Tokens in a word of a mask."""
 _LOOKS = 2
 """Waits that a row must outlast to be too slow: the time in which the whole process was stopped can spoil one."""
 

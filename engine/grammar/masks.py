@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.grammar.filling import MASK_BITS, Filling, MaskedRow, RowMasks
+from engine.grammar.constraint import MASK_BITS
+from engine.grammar.filling import Filling, MaskedRow, RowMasks
 
 __all__ = ["MaskCounters", "MaskFiller", "MaskedRow", "RowMasks"]
 
