@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from engine.request import Request
 
 
@@ -31,16 +33,16 @@ def sequence_limit(request: Request, *, max_context: int, has_text: bool) -> int
             f"request {request.key!r} has {request.num_generated} generated tokens already and may have "
             f"{request.sampling.max_tokens} in all; there is nothing left to generate"
         )
-    if request.sampling.stop and not has_text:
+    if request.sampling.ends_by_text and not has_text:
         raise ValueError(
-            f"request {request.key!r} has stop strings, but this engine has no tokenizer; use stop_token_ids"
+            f"request {request.key!r} has stop strings or regexes, but this engine has no tokenizer; use stop_token_ids"
         )
     return limit
 
 
 def check_vocabulary(request: Request, *, vocab_size: int) -> None:
-    """Raises ValueError for a token id that the model has no row for: in the tokens, the biases, the stop tokens, or
-    among those whose log-probabilities are asked for."""
+    """Raises ValueError for a token id that the model has no row for: in the tokens, the biases, the stop tokens, the
+    allowed or bad ones, or among those whose log-probabilities are asked for."""
     sampling = request.sampling
     tokens = request.tokens
     named = {"token": (int(tokens.min()), int(tokens.max()))}
@@ -48,6 +50,10 @@ def check_vocabulary(request: Request, *, vocab_size: int) -> None:
         named["logit_bias token"] = (min(sampling.logit_bias), max(sampling.logit_bias))
     if sampling.stop_token_ids:
         named["stop token"] = (min(sampling.stop_token_ids), max(sampling.stop_token_ids))
+    if sampling.allowed_token_ids:
+        named["allowed token"] = (min(sampling.allowed_token_ids), max(sampling.allowed_token_ids))
+    if bad := list(itertools.chain.from_iterable(sampling.bad_words)):
+        named["token of a bad word"] = (min(bad), max(bad))
     described = (*sampling.logprob_tokens, *(request.scoring.tokens if request.scoring is not None else ()))
     if described:
         named["token to tell the logprob of"] = (min(described), max(described))

@@ -1,7 +1,7 @@
-"""When a sequence ends: end-of-sequence and stop tokens, stop strings, length.
+"""When a sequence ends: end-of-sequence and stop tokens, stop strings and regexes, length.
 
 A `Stopper` belongs to one request from its registration to its end, preemptions included, and sees every generated
-token once, in order. Text is only derived for requests that have stop strings.
+token once, in order. Text is only derived for requests that it can end.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from text.tokenizer import Tokenizer
 
 
 class StopText(Protocol):
-    """The growing text of one sequence, watched for stop strings."""
+    """The growing text of one sequence, watched for stop strings and regexes."""
 
     def push(self, token: int) -> tuple[str, str | None]:
-        """(text, the stop string this token completed or None)."""
+        """(text, the stop string or regex this token completed or None)."""
 
 
 StopTextFactory = Callable[[Request], StopText]
 Ending = tuple[FinishReason, str | int | None]
-"""Why a sequence ended, and the stop string or stop token that did it."""
+"""Why a sequence ended, and the stop string, regex or token that did it."""
 
 
 def stop_texts(tokenizer: Tokenizer) -> StopTextFactory:
@@ -42,7 +42,7 @@ _CONTEXT_TOKENS = 16
 
 
 class Stopper:
-    """Decides after each generated token whether the sequence ends there. Stop strings need `stop_texts`."""
+    """Decides after each generated token whether the sequence ends there. Those that end by text need `stop_texts`."""
 
     def __init__(self, request: Request, *, eos_token_ids: Iterable[int], stop_texts: StopTextFactory | None) -> None:
         sampling = request.sampling
@@ -52,8 +52,8 @@ class Stopper:
         self._ends = frozenset(ends)
         self._limit = request.limit
         self._text: StopText | None = None
-        if sampling.stop:
-            assert stop_texts is not None, "a request with stop strings was let in without a way to make text"
+        if sampling.ends_by_text:
+            assert stop_texts is not None, "a request that ends by text was let in without a way to make text"
             self._text = stop_texts(request)
             for token in request.generated:
                 self._text.push(token)

@@ -14,7 +14,7 @@ class FinishReason(enum.Enum):
     STOP_TOKEN = "stop_token"
     """End-of-sequence token or one of `stop_token_ids`."""
     STOP_STRING = "stop_string"
-    """One of `stop` appeared in the text; the text is cut before it."""
+    """One of `stop` or `stop_regex` appeared in the text; the text is cut before it."""
     LENGTH = "length"
     """`max_tokens` or the model's context length was reached."""
     ABORT = "abort"
@@ -54,11 +54,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
+    allowed_token_ids: tuple[int, ...] = ()
+    """No other tokens are sampled; without any, all may be. A stop token goes before `min_tokens` where no other is
+    left."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Sequences of tokens, none of which the output may contain: their last is not sampled after those before it."""
     max_tokens: int = 128
     """Generated tokens at most, counted from the end of the prompt (logged tokens included)."""
     min_tokens: int = 0
     """No stop token is sampled, and no stop string matched, before this many generated tokens."""
     stop: tuple[str, ...] = ()
+    stop_regex: tuple[str, ...] = ()
+    """In Python's syntax, without what `text.regex_automaton` refuses."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     skip_special_tokens: bool = True
@@ -75,3 +82,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     raw logits (before temperature, penalties and filters)."""
     logprob_tokens: tuple[int, ...] = ()
     """With `logprobs`: tokens whose logprobs are wanted in the place of each sampled one."""
+
+    @property
+    def ends_by_text(self) -> bool:
+        """Whether the text can end the sequence."""
+        return bool(self.stop or self.stop_regex)
+
+    @property
+    def numbers_per_token(self) -> int:
+        """Log-probabilities that come with each generated token."""
+        return 0 if self.logprobs is None else 1 + self.logprobs + len(self.logprob_tokens)

@@ -20,6 +20,11 @@ class StopStringMatcher:
         self._stops = tuple(stops)
         self._held = ""
         self.matched: str | None = None
+        self.ending = ""
+        """The end of the text that matched."""
+
+    def skip(self, text: str) -> None:
+        """Text that no match may be in, but that comes before what is pushed."""
 
     def push(self, text: str) -> tuple[str, str | None]:
         """(what to show, the stop string that was reached or None); after a match everything is dropped."""
@@ -30,7 +35,7 @@ class StopStringMatcher:
         buffer = self._held + text
         end, stop = self._first_match(buffer)
         if stop is not None:
-            self.matched, self._held = stop, ""
+            self.matched, self.ending, self._held = stop, stop, ""
             return buffer[: end - len(stop)], stop
         kept = self._possible_prefix(buffer)
         self._held = buffer[len(buffer) - kept :]

@@ -1,7 +1,8 @@
-"""Changes to single logits before a token is chosen: penalties, biases, and stop tokens that may not come yet.
+"""Changes to logits before a token is chosen: penalties, biases, and tokens that may not come.
 
-Few entries of a row are touched, so all rows' entries are gathered into one flat list, changed at once and written
-back. What each penalty counts follows vLLM: repetition sees prompt and output, presence and frequency only output.
+Mostly few entries of a row are touched, so all rows' entries are gathered into one flat list, changed at once and
+written back. What each penalty counts follows vLLM: repetition sees prompt and output, presence and frequency only
+output.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ _LEAST_REPETITION = 1e-4
 
 
 def edit_logits(logits: torch.Tensor, rows: Sequence[SampleRow]) -> None:
-    """Apply penalties, then biases, then bans to `logits` float32 `[rows, vocab]`, contiguous, in place."""
+    """Apply penalties, then biases, then what is allowed and banned to `logits` float32 `[rows, vocab]`, contiguous, in
+    place."""
     flat = logits.view(-1)
     vocab_size = logits.shape[1]
     _penalise(flat, [(i * vocab_size, row) for i, row in enumerate(rows) if row.counts is not None])
@@ -26,9 +28,18 @@ def edit_logits(logits: torch.Tensor, rows: Sequence[SampleRow]) -> None:
     if biased:
         places = _concatenated([place for place, _ in biased], flat.device)
         flat[places] += _concatenated([value for _, value in biased], flat.device)
+    for logit_row, row in zip(logits, rows, strict=True):
+        if len(row.allowed_ids):
+            _keep_only(logit_row, torch.from_numpy(row.allowed_ids).to(logits.device))
     banned = [i * vocab_size + row.banned_ids for i, row in enumerate(rows) if len(row.banned_ids)]
     if banned:
         flat[_concatenated(banned, flat.device)] = -torch.inf
+
+
+def _keep_only(logits: torch.Tensor, ids: torch.Tensor) -> None:
+    kept = logits[ids]
+    logits.fill_(-torch.inf)
+    logits[ids] = kept
 
 
 def _penalise(flat: torch.Tensor, penalised: list[tuple[int, SampleRow]]) -> None:

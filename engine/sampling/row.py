@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from engine.sampling.bad_words import BadWords
 from engine.sampling.noise import position_key, sequence_key
 from protocol.sampling import SamplingParams
 
@@ -91,8 +92,13 @@ class SampleRow:
         self.bias_ids = np.fromiter(params.logit_bias.keys(), np.int64, len(params.logit_bias))
         biases = np.fromiter(params.logit_bias.values(), np.float64, len(params.logit_bias))
         self.bias_values = biases.clip(-_MOST_BIAS, _MOST_BIAS).astype(np.float32)
+        self.allowed_ids = np.fromiter(params.allowed_token_ids, np.int64, len(params.allowed_token_ids))
+        """The only tokens that may come; with none, all may."""
+        self._bad_words = BadWords(params.bad_words, generated)
         stops = set(params.stop_token_ids) | (set() if params.ignore_eos else set(eos_token_ids))
         self._stop_ids = np.fromiter(sorted(stops), np.int64, len(stops))
+        left = set(params.allowed_token_ids).difference(stops, (word[-1] for word in params.bad_words))
+        self._may_stop_early = len(self.allowed_ids) > 0 and not left
         self._constrained = params.grammar is not None
         self._unwanted = tuple(eos_token_ids) if params.ignore_eos else ()
         self._sequence_key = sequence_key(params.seed, choice)
@@ -102,11 +108,15 @@ class SampleRow:
         self.position += 1
         if self.counts is not None:
             self.counts.add(token)
+        self._bad_words.add(token)
 
     @property
     def banned_ids(self) -> npt.NDArray[np.int64]:
-        """Stop tokens, while `min_tokens` is not reached; else none. A grammar has `avoided_ids` instead."""
-        return self._stop_ids if self._is_early and not self._constrained else self._stop_ids[:0]
+        """What would complete a bad word, and stop tokens while `min_tokens` is not reached, unless only they may come.
+        A grammar has `avoided_ids` instead of these."""
+        if not self._is_early or self._constrained or self._may_stop_early:
+            return self._bad_words.ends
+        return np.concatenate([self._stop_ids, self._bad_words.ends]) if len(self._bad_words.ends) else self._stop_ids
 
     @property
     def avoided_ids(self) -> Sequence[int]:
@@ -121,7 +131,8 @@ class SampleRow:
     @property
     def edits_logits(self) -> bool:
         """Whether penalties, biases or bans change this row's logits now."""
-        return self.counts is not None or len(self.bias_ids) > 0 or len(self.banned_ids) > 0
+        touched = (self.bias_ids, self.allowed_ids, self.banned_ids)
+        return self.counts is not None or any(len(ids) > 0 for ids in touched)
 
     @property
     def noise_key(self) -> tuple[int, int]:

@@ -28,7 +28,6 @@ class NativeSampling(SamplingFields):
 
     unsupported: ClassVar[dict[str, Sequence[Any]]] = {
         "spaces_between_special_tokens": (True,),
-        "stop_regex": ([],),
         "custom_params": (),
         "stream_interval": (1,),
         "beam_width": (1,),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import pydantic
 from pydantic import Field
 
@@ -53,7 +54,9 @@ class OpenAIFields(SamplingFields):
     spaces_between_special_tokens: bool = True
     """As vLLM and SGLang; tokenizers of the kind served here never put any, whatever it says."""
     truncate_prompt_tokens: Annotated[Whole, Field(ge=-1)] | None = None
-    """As vLLM: of a longer prompt this many tokens, its last ones; -1 is as many as the context leaves them."""
+    """As vLLM: of a longer prompt this many tokens; -1 is as many as the context leaves beside the output's."""
+    truncation_side: Literal["left", "right"] = "left"
+    """As vLLM: on which side tokens are left out."""
     return_timeline: bool = False
     """Ours: tell where the time went."""
 
@@ -62,7 +65,9 @@ class OpenAIFields(SamplingFields):
         most = self.truncate_prompt_tokens
         if most == -1:
             most = max(1, context_length - (wanted or 1))
-        return prompt if most is None else prompt[-most:]
+        if most is None:
+            return prompt
+        return prompt[:most] if self.truncation_side == "right" else prompt[-most:]
 
     @pydantic.field_validator("truncate_prompt_tokens")
     @classmethod
@@ -92,24 +97,21 @@ class OpenAIFields(SamplingFields):
         """
         # One seed for all: sequences differ by their choice, and a seed given by the client names the whole response.
         seed = model.stamp.seed if self.seed is None else self.seed
-        sampling = [
-            self.params(
-                max_tokens=limit,
-                min_tokens=self.min_tokens,
-                names=("min_tokens", limit_name),
-                seed=seed,
-                logprobs=logprobs,
-                vocab_size=model.tokenizer.vocab_size,
-                reader=model.grammars,
-            )
-            for limit in limits
-        ]
+        sampling = self.params(
+            max_tokens=min(limits),
+            min_tokens=self.min_tokens,
+            names=("min_tokens", limit_name),
+            seed=seed,
+            logprobs=logprobs,
+            tokenizer=model.tokenizer,
+            reader=model.grammars,
+        )
         work = make_work(
             model,
             response_id=f"{kind}-{model.stamp.token}",
             cache_salt=self.cache_salt,
             prompts=prompts,
-            sampling=sampling,
+            sampling=[msgspec.structs.replace(sampling, max_tokens=limit) for limit in limits],
             choices=self.n if choices is None else choices,
             stream=self.stream,
             timeline=self.return_timeline,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any
 
 import pydantic
@@ -11,10 +12,16 @@ from protocol.sampling import SamplingParams
 from router.api.fields import Whole, invalid, shown
 from router.api.grammar import GrammarFields
 from router.api.grammar_reader import GrammarReader
+from router.api.token_bans import bad_word_ids, check_left, check_no_grammar
+from text.regex_automaton import Automaton, BadRegex
+from text.tokenizer import Tokenizer
 
 _MAX_STOPS = 32
 _MAX_STOP_CHARACTERS = 1024
 _MAX_BIASED = 1024
+_MAX_ALLOWED = 1 << 14
+_MAX_BAD_WORDS = 128
+_MAX_BAD_CHARACTERS = 256
 _MAX_TOKEN_DIGITS = 10
 _SEED_MASK = 2**63 - 1
 
@@ -47,6 +54,17 @@ class SamplingFields(GrammarFields):
     logit_bias: dict[str, float] = Field(default_factory=dict, max_length=_MAX_BIASED)
     """Token id (as JSON has no integer keys, in a string) to a bias in [-100, 100]."""
     stop: StopStrings = Field(default_factory=list)
+    stop_regex: StopStrings = Field(default_factory=list)
+    """As SGLang: what one of them matches ends the text, as a stop string does. In Python's syntax, without what looks
+    ahead, behind or back."""
+    allowed_token_ids: list[Annotated[Whole, Field(ge=0)]] = Field(
+        default_factory=list, min_length=1, max_length=_MAX_ALLOWED
+    )
+    """As vLLM: no other tokens are generated."""
+    bad_words: list[Annotated[str, Field(min_length=1, max_length=_MAX_BAD_CHARACTERS)]] = Field(
+        default_factory=list, max_length=_MAX_BAD_WORDS
+    )
+    """As vLLM: their tokens, at the beginning of a text or after a space, are not generated in this order."""
     stop_token_ids: list[Annotated[Whole, Field(ge=0)]] = Field(default_factory=list, max_length=_MAX_BIASED)
     ignore_eos: bool = False
     skip_special_tokens: bool = True
@@ -74,22 +92,31 @@ class SamplingFields(GrammarFields):
         names: tuple[str, str],
         seed: int,
         logprobs: int | None,
-        vocab_size: int,
+        tokenizer: Tokenizer,
         reader: GrammarReader,
     ) -> SamplingParams:
-        """The engine's parameters; raises `ApiError` (400) for token ids the model does not have.
+        """The engine's parameters; raises `ApiError` (400) for token ids the model does not have, for regexes that
+        cannot be followed, and for what does not go together.
 
         `names` are what the API calls the least and the greatest number of tokens.
         """
         if min_tokens > max_tokens:
             least, greatest = names
             raise invalid(least, f"{min_tokens} is more than {greatest}, which is {max_tokens} here")
+        if self.stop_regex:
+            try:
+                Automaton(self.stop, self.stop_regex)
+            except BadRegex as error:
+                raise invalid("stop_regex", str(error)) from error
+        vocab_size = tokenizer.vocab_size
         bias = {int(token): value for token, value in self.logit_bias.items()}
-        for name, tokens in (("logit_bias", bias), ("stop_token_ids", self.stop_token_ids)):
+        for name, tokens in self._named_tokens(bias):
             for token in tokens:
                 if token >= vocab_size:
                     raise invalid(name, f"{token} is not a token id; this model's are below {vocab_size}")
-        return SamplingParams(
+        bad_words = bad_word_ids(self.bad_words, tokenizer)
+        check_left(self.allowed_token_ids, bad_words)
+        found = SamplingParams(
             seed=seed & _SEED_MASK,
             temperature=self.temperature,
             top_k=self.top_k if 0 < self.top_k < vocab_size else 0,
@@ -99,9 +126,12 @@ class SamplingFields(GrammarFields):
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             logit_bias=bias,
+            allowed_token_ids=tuple(self.allowed_token_ids),
+            bad_words=bad_words,
             max_tokens=max_tokens,
             min_tokens=min_tokens,
             stop=tuple(self.stop),
+            stop_regex=tuple(self.stop_regex),
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
             skip_special_tokens=self.skip_special_tokens,
@@ -109,3 +139,10 @@ class SamplingFields(GrammarFields):
             logprobs=logprobs,
             grammar=self.grammar(reader),
         )
+        check_no_grammar(found, found.grammar)
+        return found
+
+    def _named_tokens(self, bias: Mapping[int, float]) -> Iterator[tuple[str, Collection[int]]]:
+        yield "logit_bias", bias
+        yield "stop_token_ids", self.stop_token_ids
+        yield "allowed_token_ids", self.allowed_token_ids

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from router_harness import TOKENIZER, Call, FakeReplica, RouterHarness, running_router
+from router_harness import TEXT, TEXT_IDS, TOKENIZER, Call, FakeReplica, RouterHarness, running_router
 from tiny_tokenizers import CHAT_TEMPLATE
 
 from protocol.membership import ReplicaRole
+from protocol.rooms import OpenGenerate
+from protocol.sampling import FinishReason
 from protocol.scoring import Scoring
 
+THE = [TOKENIZER.encode(text, add_special_tokens=False)[0] for text in ("the", " the")]
 MESSAGES = [{"role": "user", "content": "a fox?"}]
 DOCUMENTS = [{"title": "on foxes", "text": "They are quick."}]
 WITH_DOCUMENTS = "{% for each in documents or [] %}[{{ each.title }}: {{ each.text }}]{% endfor %}" + CHAT_TEMPLATE
@@ -138,3 +141,69 @@ async def test_every_event_tells_the_usage_so_far_if_asked(served: Served, path:
     plain = await router.post(path, without).done()
     assert plain.streamed_text == call.streamed_text
     assert not any("usage" in event for event in plain.events[:-1])
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions"])
+async def test_what_may_come_and_what_ends_the_text_goes_to_replicas(served: Served, path: str) -> None:
+    router, replica = served
+    fields = {"stop_regex": r"\d+ dogs", "allowed_token_ids": [5, 7.0, 9], "bad_words": ["the", " lazy dog"]}
+    asked = {"/generate": {"text": "a fox"}, "/v1/completions": {"prompt": "a fox"}}
+    await answered(router.post(path, {**asked.get(path, {"messages": MESSAGES}), **fields}))
+    sampling = replica.opens[-1].job.sampling
+    assert (sampling.stop_regex, sampling.allowed_token_ids) == ((r"\d+ dogs",), (5, 7, 9))
+    # " lazy dog" has another number of tokens than "lazy dog", and vLLM leaves it free.
+    assert [TOKENIZER.decode(each) for each in sampling.bad_words] == ["the", " the", "lazy dog"]
+
+
+async def test_a_stop_regex_ends_a_streams_text_and_is_its_reason(served: Served) -> None:
+    router, replica = served
+    replica.automatic = False
+    for stream in (True, False):
+        call = router.complete(stop_regex=["jump[a-z]*", "never"], stream=stream, max_tokens=len(TEXT_IDS))
+        room = (await replica.opened(OpenGenerate)).room
+        for number, token in enumerate(TEXT_IDS):
+            text = TOKENIZER.decode(TEXT_IDS[: number + 1])
+            finish = FinishReason.STOP_STRING if "jump" in text else None
+            replica.send(room, number, token, finish=finish, matched="jump[a-z]*" if finish else None)
+            if finish:
+                break
+        await call.done()
+        text = call.streamed_text if stream else call.json["choices"][0]["text"]
+        assert text == TEXT[: TEXT.index("jump")]
+        last = call.events[-2]["choices"][0] if stream else call.json["choices"][0]
+        assert (last["finish_reason"], last["matched_stop"]) == ("stop", "jump[a-z]*")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"allowed_token_ids": [5], "regex": "a"}, "allowed_token_ids", "regex says already what may come"),
+        ({"bad_words": ["fox"], "json_schema": {}}, "bad_words", "json_schema says already what may come"),
+        ({"allowed_token_ids": THE, "bad_words": ["the"]}, "allowed_token_ids", "none could be left"),
+    ],
+)
+async def test_what_could_leave_no_token_is_refused(
+    served: Served, fields: dict[str, Any], param: str, words: str
+) -> None:
+    router, _ = served
+    call = router.post("/v1/chat/completions", {"messages": MESSAGES, **fields})
+    assert words in await refused(call, param)
+
+
+async def test_a_promised_call_leaves_no_room_for_bad_words(tmp_path: Path) -> None:
+    function = {"name": "see", "strict": True, "parameters": {"type": "object", "properties": {}}}
+    tools = [{"type": "function", "function": function}]
+    async with running_router(tmp_path, context_length=2048) as router:
+        await router.add("both", ReplicaRole.AGGREGATED, automatic=True)
+        body = {"messages": MESSAGES, "tools": tools, "bad_words": ["fox"]}
+        call = router.post("/v1/chat/completions", {**body, "tool_choice": "required"})
+        assert "tools says already what may come" in await refused(call, "bad_words")
+        await answered(router.post("/v1/chat/completions", {**body, "tool_choice": "none"}))
+
+
+async def test_of_a_long_prompt_the_first_tokens_stay_if_the_right_side_goes(served: Served) -> None:
+    router, replica = served
+    ids = list(range(5, 45))
+    body = {"prompt": ids, "truncate_prompt_tokens": 7, "truncation_side": "right", "max_tokens": 4}
+    await answered(router.post("/v1/completions", body))
+    assert replica.opens[-1].job.prompt == ids[:7]
