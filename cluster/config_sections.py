@@ -165,6 +165,12 @@ class RouterSection(Section):
     """Prompt tokens that may wait for their first output token; more are answered 429."""
     max_request_bytes: int = Field(default=16 << 20, ge=1024)
     """Of a request's body; more is answered 413."""
+    max_request_logprobs: int = Field(default=1 << 20, ge=1)
+    """Log-probabilities that a request may ask for of its outputs, which are outputs x max_tokens x (1 + top_logprobs);
+    more is answered 400. Each takes some 300 bytes while the answer is made."""
+    send_timeout_s: float = Field(default=30.0, gt=0)
+    """How long one write to a client may take: one that does not read is cut off then. (Behind Serve's Python proxy,
+    which takes all there is, no write ever waits.)"""
     api_keys_file: str | None = None
     """Who may come in (Bearer or x-api-key), with tenants and their limits, as README's "Keys and tenants" shows; a
     file on every node that has a router, under this name. It is read again when it changes. Everybody may come in when

@@ -105,6 +105,8 @@ def _router_config(config: ClusterConfig, secret: bytes) -> RouterConfig:
         max_queued_tokens=config.router.max_queued_tokens,
         request_timeout_s=config.router.request_timeout_s,
         max_body_bytes=config.router.max_request_bytes,
+        max_logprobs=config.router.max_request_logprobs,
+        send_timeout_s=config.router.send_timeout_s,
         max_grammar_bytes=config.grammars.max_kb << 10,
         max_schema_parts=config.grammars.max_schema_parts,
         api_keys_file=config.router.api_keys_file,

@@ -35,9 +35,10 @@ from router.dispatcher import Dispatcher
 from router.endpoints import RouterCore
 from router.errors import ApiError
 from router.metrics import RouterMetrics
+from router.number_space import NumberSpace
 from router.pairing import PairingPolicy
 from router.peering import Peering
-from router.routes import routes
+from router.routes import OPERATIONS, routes
 from router.stamp import Stamp, new_router_key
 from router.streams.moves import StreamMoves
 from router.streams.shelf import Shelf
@@ -106,6 +107,11 @@ def _make_core(config: RouterConfig, *, router_id: str, policy: PairingPolicy) -
         retry_after_s=config.retry_after_s,
         metrics=metrics,
     )
+    numbers = NumberSpace(
+        most=max(config.max_logprobs_together, config.max_logprobs),
+        retry_after_s=config.retry_after_s,
+        metrics=metrics,
+    )
     tenants = TenantBook(
         lambda tenant: NO_LIMITS if keys is None else keys.table.limits(tenant), clock=time.monotonic, metrics=metrics
     )
@@ -123,6 +129,7 @@ def _make_core(config: RouterConfig, *, router_id: str, policy: PairingPolicy) -
         dispatcher=Dispatcher(config=config, identity=identity, policy=policy, metrics=metrics),
         admission=Admission(config, metrics, tenants),
         bodies=bodies,
+        numbers=numbers,
         shelf=shelf,
         moves=StreamMoves(
             shelf, router_key=router_key, secret=config.secret, identity=identity, timings=config.link_timings
@@ -140,7 +147,8 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
         allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
         message, code = f"{method} is not a method of {path}; use {allowed}", "method_not_allowed"
     else:
-        message = f"there is nothing at {path}; the endpoints are /v1/chat/completions, /v1/completions and /generate"
+        paths = ", ".join(operation.paths[0] for operation in OPERATIONS)
+        message = f"there is nothing at {path}; this server generates text, its endpoints are {paths}"
         code = "not_found"
     refusal = ApiError(error.status_code, message, code=code, headers=None if allowed is None else {"Allow": allowed})
     request.app.state.metrics.requests.add(label=str(error.status_code))

@@ -36,6 +36,11 @@ class RouterConfig:
     """Of a request's grammar or schema."""
     max_schema_parts: int = 10_000
     """Of a JSON schema with its references put in."""
+    max_logprobs: int = 1 << 20
+    """Log-probabilities that a request may ask for of its outputs: sequences x tokens x (1 + top)."""
+    max_logprobs_together: int = 1 << 22
+    """Those of requests under way that may be kept at once, some 100 bytes each; a request whose next ones find no
+    space ends with 429. One request's always fit."""
     max_buffered_tokens: int = 4096
     """Tokens kept for a client that does not read; one more ends its request."""
 

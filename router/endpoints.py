@@ -23,6 +23,7 @@ from router.dispatcher import Dispatcher
 from router.errors import ApiError, internal_error
 from router.exchange import ClientGoneError, Exchange
 from router.metrics import RouterMetrics
+from router.number_space import NumberSpace
 from router.streams.moves import StreamMoves
 from router.streams.shelf import Shelf
 
@@ -44,6 +45,7 @@ class RouterCore:
     dispatcher: Dispatcher
     admission: Admission
     bodies: BodySpace
+    numbers: NumberSpace
     shelf: Shelf
     moves: StreamMoves
     keys: KeyFile | None

@@ -152,6 +152,7 @@ async def _run(
             response,
             dispatcher=core.dispatcher,
             admission=core.admission,
+            numbers=core.numbers.hold(work.jobs),
             config=core.config,
             metrics=core.metrics,
             received_at=asked.received_at,

@@ -24,6 +24,7 @@ from router.errors import ApiError, deadline_passed, internal_error
 from router.exchange import EVENT_STREAM, ClientGoneError, Exchange
 from router.generation import Begun, Generation
 from router.metrics import RouterMetrics
+from router.number_space import HeldNumbers
 from router.streams.event_id import Place
 from router.streams.session import StreamSession
 from router.token_stream import Ready, TokenStream
@@ -31,8 +32,8 @@ from router.work import Delta, SequenceOutput, Work, pushed
 
 _STREAM_HEADERS = [(b"content-type", EVENT_STREAM), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
-_SCORED_HERE = 512
-"""Scored tokens of prompts that the event loop describes itself; more would hold up the streams of others."""
+_DESCRIBED_HERE = 512
+"""Tokens of prompts and outputs that the event loop describes itself; more would hold up the streams of others."""
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class RequestRunner:
         *,
         dispatcher: Dispatcher,
         admission: Admission,
+        numbers: HeldNumbers,
         config: RouterConfig,
         metrics: RouterMetrics,
         received_at: float,
@@ -56,14 +58,15 @@ class RequestRunner:
         tenant: str,
         session: StreamSession | None,
     ) -> None:
-        """`received_at` is when the request came, by the loop's clock; its deadline is `timeout_s` later. `session` is
-        there for a stream that can be come back to."""
+        """`numbers` is the runner's to close. The request came at `received_at`, by the loop's clock; its deadline is
+        `timeout_s` later. `session` is there for a stream that can be come back to."""
         self._exchange = exchange
         self._work = work
         self._outputs = outputs
         self._response = response
         self._dispatcher = dispatcher
         self._admission = admission
+        self._numbers = numbers
         self._metrics = metrics
         self._received_at = received_at
         self._timeout_s = timeout_s
@@ -105,6 +108,7 @@ class RequestRunner:
             timer.cancel()
             watcher.cancel()
             ticket.close()
+            self._numbers.close()
             if number is not None:
                 self._dispatcher.requests.leave(number)
             self._abort(AbortReason.PEER_FAILED)  # of those that are open still: another sequence has failed for good
@@ -194,7 +198,7 @@ class RequestRunner:
         self._take(ready)
         while self._unfinished:
             self._take(await self._next(ticket))
-        if self._work.scored_tokens <= _SCORED_HERE:
+        if self._work.scored_tokens + sum(len(output.events) for output in self._outputs) <= _DESCRIBED_HERE:
             data = self._response.whole()
         else:
             data = await asyncio.to_thread(self._response.whole)
@@ -220,7 +224,8 @@ class RequestRunner:
         return events if self._session is None else self._session.numbered(events)
 
     def _take(self, ready: Ready) -> list[tuple[int, Delta]]:
-        """What the new tokens add to each sequence."""
+        """What the new tokens add to each sequence; raises `ApiError` (429) where their logprobs find no space."""
+        self._numbers.take(ready)
         deltas = pushed(self._outputs, ready)
         self._unfinished -= sum(delta.finish is not None for _, delta in deltas)
         return deltas

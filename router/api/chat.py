@@ -18,7 +18,8 @@ from router.api.chat_tools import ToolChoice, ToolPlan, Tools, plan_tools
 from router.api.fields import Whole, invalid, read_body
 from router.api.openai import OpenAIFields
 from router.api.prompts import ModelText
-from router.api.score_limit import check_scores
+from router.api.score_limit import check_output_numbers, check_scores
+from router.api.token_bans import check_no_grammar
 from router.work import SequenceOutput, Work
 from text.message import MessageReader
 from text.reasoning import ReasoningSplitter
@@ -37,8 +38,7 @@ class ChatRequest(OpenAIFields):
         "service_tier": ("auto", "default"),
         "best_of": (1,),
         "use_beam_search": (False,),
-        "bad_words": ([],),
-        "allowed_token_ids": (),
+        "logits_processors": ([],),
         "stream_reasoning": (True,),
         "lora_path": (),
     }
@@ -119,6 +119,8 @@ def _work(request: ChatRequest, plan: ToolPlan, prompt: ChatPrompt, ids: list[in
         scoring=None if top is None else Scoring(1, top, ranks=True),
     )
     check_scores(work.jobs, param="prompt_logprobs", value=top)
+    described = "top_logprobs" if request.top_logprobs else "logprobs"
+    check_output_numbers(work, most=model.config.max_logprobs, param=described, limit_name=name)
     chat = prompt.chat
     if plan.constrained and chat.family is None:
         field = "tool_choice" if plan.required else "tools"
@@ -126,6 +128,7 @@ def _work(request: ChatRequest, plan: ToolPlan, prompt: ChatPrompt, ids: list[in
     marks = chat.special_marks(model.tokenizer, tools=bool(plan.callable))
     asked = work.jobs[0].sampling.grammar
     grammar = chat_grammar(asked, plan, chat.family, prompt.thinking, marks, model.grammars)
+    check_no_grammar(work.jobs[0].sampling, grammar)
     shown = tuple(marks.values())
 
     def completed(job: Job) -> Job:

@@ -20,7 +20,7 @@ from router.api.openai import OpenAIFields, OpenAIFrame
 from router.api.prompt_gate import PromptGate
 from router.api.prompts import ModelText, Prompts, read_prompts
 from router.api.response import FINISH_WORDS, Splice, event
-from router.api.score_limit import check_scores
+from router.api.score_limit import check_output_numbers, check_scores
 from router.work import Delta, SequenceOutput, Work
 
 _DEFAULT_TOKENS = 16
@@ -30,6 +30,7 @@ _DEFAULT_TOKENS = 16
 class CompletionRequest(OpenAIFields):
     unsupported: ClassVar[dict[str, Sequence[Any]]] = {
         "suffix": ("",),
+        "logits_processors": ([],),
         "store": (False,),
         "service_tier": ("auto", "default"),
     }
@@ -205,6 +206,8 @@ async def parse_completion(body: bytes, model: ModelText) -> tuple[Work, list[Se
     )
     named = "logprobs" if (request.prompt_logprobs or 0) < (request.logprobs or 0) else "prompt_logprobs"
     check_scores(work.jobs, param=named, value=getattr(request, named))
+    described = "best_of" if request.logprobs is None else "logprobs"
+    check_output_numbers(work, most=model.config.max_logprobs, param=described, limit_name="max_tokens")
     outputs = [SequenceOutput(job, model.tokenizer, keeps_tokens=request.max_tokens != 0) for job in work.jobs]
     echoes = _echoes(request, prompts, model) if request.echo else [""] * len(prompts)
     return work, outputs, CompletionFormat(work, outputs, request, model=model, echoes=echoes)

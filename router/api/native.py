@@ -28,7 +28,7 @@ from router.api.native_fields import (
 from router.api.native_format import Described, NativeFormat
 from router.api.openai import make_work
 from router.api.prompts import ModelText, read_prompts
-from router.api.score_limit import check_scores
+from router.api.score_limit import check_output_numbers, check_scores
 from router.work import SequenceOutput, Work
 
 _DEFAULT_TOKENS = 128
@@ -61,7 +61,7 @@ async def parse_generate(body: bytes, model: ModelText) -> tuple[Work, list[Sequ
         priority=request.priority,
         scoring=[_scoring(each, prompt) for each, prompt in zip(described, prompts, strict=True)],
     )
-    _check_scores(request, work)
+    _check_scores(request, work, most=model.config.max_logprobs)
     outputs = [
         SequenceOutput(job, model.tokenizer, keeps_tokens=parsed[index // n].max_new_tokens != 0)
         for index, job in enumerate(work.jobs)
@@ -118,12 +118,14 @@ def _scoring(described: Described | None, prompt: Sequence[int]) -> Scoring | No
     return Scoring(described.start_len + 1, described.top, tuple(described.tokens))
 
 
-def _check_scores(request: GenerateRequest, work: Work) -> None:
-    if any(job.scoring.top for job in work.jobs if job.scoring is not None):
+def _check_scores(request: GenerateRequest, work: Work, *, most: int) -> None:
+    if any(job.sampling.logprobs for job in work.jobs):
         named = "top_logprobs_num"
     else:
         named = "token_ids_logprob" if request.token_ids_logprob else "logprob_start_len"
     check_scores(work.jobs, param=named, value=getattr(request, named))
+    named = "return_logprob" if named == "logprob_start_len" else named
+    check_output_numbers(work, most=most, param=named, limit_name="max_new_tokens")
 
 
 def _sampling(
@@ -140,7 +142,7 @@ def _sampling(
         names=("min_new_tokens", "max_new_tokens"),
         seed=model.stamp.seed if fields.sampling_seed is None else fields.sampling_seed,
         logprobs=None if described is None else described.top,
-        vocab_size=model.tokenizer.vocab_size,
+        tokenizer=model.tokenizer,
         reader=model.grammars,
     )
     return sampling if described is None else msgspec.structs.replace(sampling, logprob_tokens=tuple(described.tokens))
