@@ -20,8 +20,8 @@ import torch
 from cluster.engine_events import Event
 from cluster.engine_thread import EngineThread
 from cluster.grammar_gate import GrammarGate
-from cluster.offer_checksums import OfferChecksums, pool_shape
 from cluster.outbox import Outbox
+from cluster.page_exchange import PageExchange
 from cluster.peer_links import PeerLinks
 from cluster.worker_config import TransferOptions, WorkerConfig
 from cluster.worker_state import StateReporter, grammar_state
@@ -42,22 +42,10 @@ from protocol.endpoints import Identity, LinkServer
 from protocol.handshake import LinkRole
 from protocol.membership import Member
 from text.tokenizer import Tokenizer
-from transfer.choice import is_written_by_helpers
-from transfer.disk.spool import Spool
-from transfer.doors import DoorParts, open_doors
-from transfer.fetcher import PageFetcher
-from transfer.int8_codec import Int8Codec
-from transfer.memory import SharedMemory
-from transfer.prefault import Prefault
-from transfer.server import PageServer
 
 __all__ = ["ReplicaWorker", "TransferOptions", "WorkerConfig", "WorkerUnhealthy"]
 
 log = logging.getLogger(__name__)
-
-_DOOR_CLOSE_S = 10.0
-_PREFAULT_DELAY_S = 5.0
-"""By then the other replicas that start on a machine are there."""
 
 
 class WorkerUnhealthy(RuntimeError):
@@ -71,21 +59,11 @@ class ReplicaWorker:
         self.config = config
         self.boot = time.time_ns()
         torch.set_num_threads(config.num_threads)
-        self._model = load_model(
-            config.model_path, dtype=config.dtype, device=config.device, num_threads=config.num_threads
-        )
-        self._spec = self._model.kv_spec(config.engine.page_size)
-        self._layout = self._spec.layout_fingerprint(self._model.config.model_id)
-        self._shape = pool_shape(self._spec, self._model.config.model_id)
-        self._memory = SharedMemory(
-            config.engine.num_pages * self._spec.page_bytes,
-            prefault=False,
-            shared_writable=bool(config.transfer.ib_device)  # RDMA cannot register what is only to be read
-            or is_written_by_helpers(config.transfer.transport),
-        )
-        self._prefault = Prefault(self._memory, delay_s=_PREFAULT_DELAY_S)
+        model = load_model(config.model_path, dtype=config.dtype, device=config.device, num_threads=config.num_threads)
+        shape = model.config
+        spec = model.kv_spec(config.engine.page_size)
+        self._pages = PageExchange(config, spec, model_id=shape.model_id, boot=self.boot)
         tokenizer = Tokenizer.load(config.model_path)
-        shape = self._model.config
         limits = config.grammars
         self._grammars = GrammarCache(
             GrammarCompiler(
@@ -99,8 +77,8 @@ class ReplicaWorker:
         )
         self._masks = MaskFiller(vocab_size=shape.vocab_size, timeout_s=limits.mask_timeout_s)
         self._engine = Engine(
-            model=self._model,
-            pool=KVPool(spec=self._spec, num_pages=config.engine.num_pages, buffer=self._memory.view),
+            model=model,
+            pool=KVPool(spec=spec, num_pages=config.engine.num_pages, buffer=self._pages.memory.view),
             config=config.engine,
             sampler=Sampler(device=config.device, num_threads=config.num_threads),
             stop_texts=stop_texts(tokenizer),
@@ -117,55 +95,13 @@ class ReplicaWorker:
             loop.call_soon_threadsafe(lambda: self._server.move_region(self._pages.ticket()))
 
         inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._doors = open_doors(
-            config.transfer.transport,
-            DoorParts(
-                memory=self._memory,
-                page_bytes=self._spec.page_bytes,
-                num_pages=config.engine.num_pages,
-                replica_id=config.replica_id,
-                boot=self.boot,
-                secret=config.secret,
-                host=config.advertise_host,
-                bind_host=config.bind_host,
-                ib_device=config.transfer.ib_device,
-                folder=config.transfer.folder,
-                folder_max_bytes=config.transfer.folder_max_bytes,
-                on_moved=doors_moved,
-            ),
-        )
-        codec = Int8Codec(self._shape.dtype) if config.transfer.wire_dtype == "int8" else None
-        self._pages = PageServer(
-            memory=self._memory,
-            page_bytes=self._spec.page_bytes,
-            num_pages=config.engine.num_pages,
-            layout=self._layout,
-            shape=self._shape,
-            codec=codec,
-            host=config.advertise_host,
-            bind_host=config.bind_host,
-            boot=self.boot,
-            secret=config.secret,
-            doors=self._doors,
-        )
-        self._fetcher = PageFetcher(
-            memory=self._memory,
-            page_bytes=self._spec.page_bytes,
-            layout=self._layout,
-            shape=self._shape,
-            codec=codec,
-            secret=config.secret,
-            num_threads=config.transfer.num_threads,
-            transport=config.transfer.transport,
-            ib_device=config.transfer.ib_device,
-            folder=config.transfer.folder,
-        )
+        self._pages.open(on_moved=doors_moved)
         self._links = PeerLinks(
             secret=config.secret,
             identity=Identity(role=LinkRole.REPLICA, peer_id=config.replica_id, boot=self.boot),
             post=inbox.put,
-            attach=self._fetcher.attach,
-            detach=self._fetcher.detach,
+            attach=self._pages.fetcher.attach,
+            detach=self._pages.fetcher.detach,
             loop=loop,
         )
         outbox = Outbox()
@@ -176,13 +112,7 @@ class ReplicaWorker:
         self._prefill = PrefillHalf(
             PrefillPorts(
                 engine=self._engine,
-                checksums=OfferChecksums(
-                    self._memory.view,
-                    self._shape,
-                    page_bytes=self._spec.page_bytes,
-                    spools=[door for door in self._doors if isinstance(door, Spool)],
-                    enabled=config.transfer.checksum,
-                ),
+                checksums=self._pages.checksums,
                 send=outbox.send,
                 emit=outbox.emit,
                 constrain=gate.constraint,
@@ -192,7 +122,7 @@ class ReplicaWorker:
         self._decode = DecodeHalf(
             DecodePorts(
                 engine=self._engine,
-                fetcher=self._fetcher,
+                fetcher=self._pages.fetcher,
                 on_fetched=inbox.put,
                 connect=self._links.connect,
                 send=outbox.send,
@@ -224,7 +154,7 @@ class ReplicaWorker:
         )
         await self._server.start(host=config.bind_host, advertise_host=config.advertise_host)
         self._thread.start()
-        self._prefault.start()
+        self._pages.prefault()
         return self.member
 
     @property
@@ -241,8 +171,8 @@ class ReplicaWorker:
     def check(self, *, hang_timeout_s: float) -> None:
         """Raises `WorkerUnhealthy` when the engine thread has died, or made no pass for `hang_timeout_s`, or when the
         system has not enough memory for the pool."""
-        if self._prefault.error is not None:
-            raise WorkerUnhealthy(f"the KV pool of {self.config.replica_id}: {self._prefault.error}")
+        if self._pages.memory_error is not None:
+            raise WorkerUnhealthy(f"the KV pool of {self.config.replica_id}: {self._pages.memory_error}")
         if not self._thread.is_alive:
             raise WorkerUnhealthy(f"the engine thread of {self.config.replica_id} died: {self._thread.crash!r}")
         silent = self._thread.seconds_since_beat
@@ -281,12 +211,7 @@ class ReplicaWorker:
         await asyncio.to_thread(self._thread.stop)
         await asyncio.to_thread(self._masks.close)
         await asyncio.to_thread(self._grammars.close)
-        await asyncio.to_thread(self._fetcher.close)
         await asyncio.to_thread(self._pages.close)
-        for door in self._doors:
-            await asyncio.to_thread(door.close, timeout_s=_DOOR_CLOSE_S)
-        await asyncio.to_thread(self._prefault.stop)
-        self._memory.close()
 
     # ---- inner workings ---------------------------------------------------------------------------------------
 

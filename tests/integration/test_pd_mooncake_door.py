@@ -55,7 +55,7 @@ async def test_a_killed_door_opens_again_and_peers_come_back_to_it(folder: Path)
         outputs = [await generate(cluster, 110)]
         before = await cluster.copies_by_transport()
         assert list(before) == ["mooncake"]
-        (door,) = cluster.workers[0]._doors
+        (door,) = cluster.workers[0]._pages.doors
         assert isinstance(door, MooncakeDoor)
         os.kill(door.pid, signal.SIGKILL)
         async with asyncio.timeout(60):
