@@ -12,22 +12,18 @@ it, and other Python threads run meanwhile. Where no compiler is, numpy does the
 from __future__ import annotations
 
 import ctypes
-import logging
+import functools
 
 import numpy as np
 import numpy.typing as npt
 
-from native.compiler import NativeUnavailable
 from transfer.grains import Bytes
 from transfer.layout import Grid
-from transfer.native import load_c
-
-logger = logging.getLogger(__name__)
+from transfer.native import I64, INT, PTR, load_c
 
 _TYPES = {"float32": (0, 4), "bfloat16": (1, 2)}
 _SCALE_BYTES = 4
 _NOT_FINITE = -128
-_I64, _INT, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
 
 
 def coded_bytes(grid: Grid, dtype: str) -> int:
@@ -50,17 +46,7 @@ class Int8Codec:
             )
         self.dtype = dtype
         self._type, self._itemsize = _TYPES[dtype]
-        self._library: ctypes.CDLL | None = None
-        if native:
-            try:
-                self._library = load_c("int8_codec")
-            except NativeUnavailable as error:
-                logger.warning("KV is quantised by numpy, which is slower: %s", error)
-        if self._library is not None:
-            self._library.pd_encode_int8.argtypes = (_PTR, _I64, _I64, _INT, _PTR, _PTR)
-            self._library.pd_encode_int8.restype = None
-            self._library.pd_decode_int8.argtypes = (_PTR, _PTR, _I64, _I64, _INT, _PTR)
-            self._library.pd_decode_int8.restype = None
+        self._library = _library() if native else None
 
     @property
     def is_native(self) -> bool:
@@ -116,3 +102,12 @@ class Int8Codec:
         if self.dtype == "bfloat16":
             return (packed.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         return packed.view(np.float32)
+
+
+@functools.cache  # a loaded library is its process's anyway
+def _library() -> ctypes.CDLL | None:
+    functions = {
+        "pd_encode_int8": (None, (PTR, I64, I64, INT, PTR, PTR)),
+        "pd_decode_int8": (None, (PTR, PTR, I64, I64, INT, PTR)),
+    }
+    return load_c("int8_codec", functions, without="KV is quantised by numpy, which is slower")

@@ -20,22 +20,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from native.compiler import NativeUnavailable
-from transfer.native import load_c
-
-logger = logging.getLogger(__name__)
+from transfer.native import I64, INT, PTR, load_c
 
 Bytes = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.int64]
-
-_I64, _PTR = ctypes.c_int64, ctypes.c_void_p
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +70,7 @@ class _Place:
         self.left = int(lengths.sum())
         """Bytes not copied yet."""
         self._lengths = lengths
-        self._next = (_I64 * 2)()  # span, and byte in it
+        self._next = (I64 * 2)()  # span, and byte in it
 
     def _steps(self, max_bytes: int) -> Iterator[tuple[int, int, int]]:
         """The span, the byte in it and the number of bytes of each copy that makes up the next `max_bytes` bytes."""
@@ -180,16 +174,11 @@ class SpanCopier:
 
 @functools.cache  # a loaded library is its process's anyway
 def _library() -> ctypes.CDLL | None:
-    try:
-        library = load_c("span_copy")
-    except NativeUnavailable as error:
-        logger.warning("spans are copied by Python, which is slower for small ones: %s", error)
-        return None
-    library.pd_check_spans.argtypes = (_I64, _PTR, _PTR, _I64)
-    library.pd_check_spans.restype = _I64
-    library.pd_copy_spans.argtypes = (_PTR, _PTR, _PTR, _PTR, _PTR, _I64, _PTR, ctypes.c_int, _I64)
-    library.pd_copy_spans.restype = _I64
-    return library
+    functions = {
+        "pd_check_spans": (I64, (I64, PTR, PTR, I64)),
+        "pd_copy_spans": (I64, (PTR, PTR, PTR, PTR, PTR, I64, PTR, INT, I64)),
+    }
+    return load_c("span_copy", functions, without="spans are copied by Python, which is slower for small ones")
 
 
 def _check(library: ctypes.CDLL | None, memory: Bytes, offsets: Numbers, lengths: Numbers, whose: str) -> None:

@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 import os
 import socket
 from collections.abc import Sequence
 
 import numpy as np
 
-from native.compiler import NativeUnavailable
 from transfer.cursor import RangeCursor
-from transfer.native import load_c
+from transfer.native import I64, INT, PTR, load_c
 from transfer.span_copy import Bytes, Numbers
-
-logger = logging.getLogger(__name__)
 
 _SENT_AT_ONCE = 8
 """Calls to a socket that takes everything, before anybody else has a turn."""
-_I64, _INT, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
 
 
 class SpanCursor:
@@ -39,7 +34,7 @@ class SpanCursor:
         self._library = library
         self._memory: Bytes | None = np.frombuffer(view, dtype=np.uint8)
         self._spans = (offsets, lengths)
-        self._next = (_I64 * 2)()  # span, and byte in it
+        self._next = (I64 * 2)()  # span, and byte in it
         self._arguments = (
             self._memory.ctypes.data,
             offsets.ctypes.data,
@@ -118,15 +113,10 @@ def prepare() -> None:
 
 @functools.cache  # a loaded library is its process's anyway
 def _library() -> ctypes.CDLL | None:
-    try:
-        library = load_c("span_io")
-    except NativeUnavailable as error:
-        logger.warning("spans go through Python to sockets and out of files, slower for small ones: %s", error)
-        return None
-    library.pd_send_spans.argtypes = (_INT, _PTR, _PTR, _PTR, _I64, _PTR, _I64, _I64)
-    library.pd_send_spans.restype = _I64
-    library.pd_receive_spans.argtypes = (_INT, _PTR, _PTR, _PTR, _I64, _PTR, _I64)
-    library.pd_receive_spans.restype = _I64
-    library.pd_read_spans.argtypes = (_PTR, _PTR, _PTR, _PTR, _I64, _I64)
-    library.pd_read_spans.restype = _I64
-    return library
+    functions = {
+        "pd_send_spans": (I64, (INT, PTR, PTR, PTR, I64, PTR, I64, I64)),
+        "pd_receive_spans": (I64, (INT, PTR, PTR, PTR, I64, PTR, I64)),
+        "pd_read_spans": (I64, (PTR, PTR, PTR, PTR, I64, I64)),
+    }
+    without = "spans go through Python to sockets and out of files, slower for small ones"
+    return load_c("span_io", functions, without=without)
