@@ -23,7 +23,7 @@ from protocol.handshake import RegionTicket
 from transfer.client_handshake import ClientHandshake, Established, unix_address
 from transfer.copy_crew import CopyCrew
 from transfer.faults import InjectedFault
-from transfer.grains import PoolGrains
+from transfer.grain_run import GrainRun
 from transfer.io_loop import IoLoop
 from transfer.jobs import PageCopy, Peer
 from transfer.landing import CopyStopped, Landing, LandingError
@@ -33,8 +33,6 @@ from transfer.transport import TransferTimings
 from transfer.wire import Want
 
 logger = logging.getLogger(__name__)
-
-_PACKED_BYTES = 256 << 10
 
 
 class _State(enum.Enum):
@@ -251,31 +249,17 @@ class ShmTransport:
         """Copy what is left of `copy`; True when it gave way to a shorter one before its end."""
         if copy.started_at is None:
             copy.started_at = self._clock()
+        run: PageRun | GrainRun
         if copy.peer.cut is not None:
-            return self._copy_grains(copy, PoolGrains(source, copy.peer.cut.source))
-        run = PageRun(self._landing, copy, source, copy.sources[copy.done_pages :], transport=self.name)
+            run = GrainRun(self._landing, copy, source, transport=self.name)
+        else:
+            run = PageRun(self._landing, copy, source, copy.sources[copy.done_pages :], transport=self.name)
         while run.left:
             if copy.stop_requested:
                 raise CopyStopped("stopped")
             if self._crew.should_yield(copy):
                 return True
             run.step()
-        return False
-
-    def _copy_grains(self, copy: PageCopy, source: PoolGrains) -> bool:
-        """`_copy` from a pool of another shape, by way of memory small enough for the cache."""
-        landing, size, grains = self._landing, copy.page_bytes, copy.job.source_pages
-        most = max(1, _PACKED_BYTES // size)
-        packed = np.empty(min(most, copy.num_pages - copy.done_pages) * size, dtype=np.uint8)
-        while copy.done_pages < copy.num_pages:
-            if copy.stop_requested:
-                raise CopyStopped("stopped")
-            if self._crew.should_yield(copy):
-                return True
-            landing.before(copy, self.name)
-            batch = grains[copy.done_pages : copy.done_pages + most]
-            source.gather(batch, packed)
-            landing.packed(copy, self.name, packed[: len(batch) * size])
         return False
 
     def _worked(self, copy: PageCopy, entry: _Mapped, error: str | None, *, yielded: bool) -> None:
