@@ -47,8 +47,10 @@ INLINE void encode_block(const void *restrict values, int64_t count, int type, f
     }
     const float most = as_float((uint32_t)largest), inverse = 127.0f / most;
     const int usable = finite_mask(as_bits(inverse)) != 0;
-    const float factor = usable ? inverse : 0.0f;
-    *scale = usable ? most / 127.0f : 0.0f;
+    const float factor = usable ? inverse : 0.0f, step = most / 127.0f;
+    /* Where 127 steps, rounded, are more than the largest number there is, the next lower step. */
+    const float fits = finite_mask(as_bits(step * 127.0f)) ? step : as_float(as_bits(step) - 1);
+    *scale = usable ? fits : 0.0f;
     for (int64_t i = 0; i < count; i++) {
         const uint32_t bits = load(values, i, type), mask = finite_mask(bits);
         const float scaled = as_float(bits & mask) * factor;

@@ -67,9 +67,10 @@ class Int8Codec:
         values = np.where(finite, values, np.float32(0))
         most = np.abs(values).max(axis=1)
         with np.errstate(divide="ignore", over="ignore"):
-            inverse = np.float32(127) / most
+            inverse, step = np.float32(127) / most, most / np.float32(127)
+            step = np.where(np.isfinite(step * np.float32(127)), step, np.nextafter(step, np.float32(0)))
         usable = np.isfinite(inverse)
-        scales[:] = np.where(usable, most / np.float32(127), 0)
+        scales[:] = np.where(usable, step, 0)
         scaled = values * np.where(usable, inverse, np.float32(0))[:, None]
         codes[:] = np.where(finite, np.rint(scaled), np.float32(_NOT_FINITE))
 

@@ -72,6 +72,20 @@ def test_compiled_and_plain_code_agree_and_keep_the_bound(dtype, some, seed):
     assert not after[before == 0].any()
 
 
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_largest_numbers_stay_numbers(dtype, native):
+    count = GRID.grain_bytes // (2 if dtype == "bfloat16" else 4)
+    largest = np.float32(np.finfo(np.float32).max if dtype == "float32" else 3.3895314e38)
+    values = largest * (1 - np.arange(count, dtype=np.float32) // (count // BLOCKS) * np.float32(1e-7))
+    values[1::2] *= -1
+    stored = packed(values, dtype)
+    _, back = there_and_back(Int8Codec(dtype, native=native), stored)
+    before, after = (floats(each, dtype).astype(np.float64) for each in (stored, back))
+    assert np.isfinite(after).all()
+    assert (np.abs(after - before) <= np.abs(before) / 100).all()
+
+
 def test_the_compiled_code_is_there():
     assert Int8Codec("bfloat16").is_native
 
