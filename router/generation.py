@@ -11,10 +11,8 @@ Synchronous throughout: links and timers call in, nothing here waits.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import msgspec
 
@@ -26,9 +24,10 @@ from router.failover import Failover
 from router.generation_state import GenerationState
 from router.half_rooms import HalfRooms
 from router.metrics import RouterMetrics
-from router.pairing import Route, RouteRequest
+from router.pairing import Route
 from router.prefix_index import BLOCK_TOKENS, prefix_chain
 from router.replica_view import ReplicaView
+from router.route_search import CallLater, Choose, RouteSearch
 from router.score_log import ScoreLog
 from router.timeline import SequenceTimeline
 from router.token_log import ContradictionError, TokenLog
@@ -36,12 +35,6 @@ from router.token_stream import TokenStream
 
 _PAUSE_S = 0.025
 """Before a replica that failed this sequence is tried again; doubled for each failure since the last token."""
-
-
-class Choose(Protocol):
-    """Pairing for the members as they are now; the `patient` may be told (None) to wait for better ones."""
-
-    def __call__(self, request: RouteRequest, *, patient: bool) -> Route | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +45,7 @@ class GenerationServices:
     metrics: RouterMetrics
     choose: Choose
     clock: Callable[[], float]
-    call_later: Callable[[float, Callable[[], None]], asyncio.TimerHandle]
+    call_later: CallLater
     on_end: Callable[[Generation], None]
 
 
@@ -107,13 +100,15 @@ class Generation:
         self._reused = self._chain[: scored_from // BLOCK_TOKENS]
         self._halves = HalfRooms(chain=self._chain, reused=self._reused, metrics=services.metrics)
         self._failover = Failover()
-        self._timer: asyncio.TimerHandle | None = None
+        self._routes = RouteSearch(
+            choose=services.choose,
+            failover=self._failover,
+            clock=services.clock,
+            call_later=services.call_later,
+            wait_s=services.config.failover_wait_s,
+        )
         self._in_vain = 0
         """Failed epochs since the last token was logged, without those that ended because a replica drains."""
-        self._paused = False
-        """The pause before this epoch has passed, or is passing."""
-        self._lacking_since: float | None = None
-        """Since when there is no replica to go on with."""
         self._last_token_at = 0.0
 
     @property
@@ -125,8 +120,7 @@ class Generation:
         """Open the first epoch; where no replica is up, as when all have just started, wait for one within bounds."""
         if not self.log.tokens:
             self._services.metrics.prompt_tokens.add(len(self._job.prompt))
-        self._move(GenerationState.WAITING)
-        self._try_open()
+        self._search()
 
     # ---- what links say -------------------------------------------------------------------------------------
 
@@ -189,8 +183,7 @@ class Generation:
 
     def on_replica_up(self) -> None:
         """A replica can be used (again): one that lacks any goes on."""
-        if self._lacking_since is not None:
-            self._try_open()
+        self._routes.replica_up()
 
     # ---- what the request says ------------------------------------------------------------------------------
 
@@ -249,19 +242,26 @@ class Generation:
         self._services.metrics.contradictions.add()
         self._reopen(FailureCode.INTERNAL, str(error), cause="contradiction", tell=AbortReason.SUPERSEDED)
 
-    def _choose(self, *, patient: bool) -> Route | None:
+    def _search(self) -> None:
+        """Open the next epoch when a replica can take it."""
         job = self._job
+        self._move(GenerationState.WAITING)
         request = self._failover.request(
             prompt_tokens=len(job.prompt),
             logged=len(self.log.tokens),
             chain=self._reused,
             single_token=job.sampling.max_tokens == 1,
         )
-        return self._services.choose(request, patient=patient)
+        self._routes.begin(
+            request,
+            deadline=self._deadline,
+            pause_s=_PAUSE_S * 2**self._in_vain,
+            found=self._open,
+            gave_up=self._no_route,
+        )
 
     def _open(self, route: Route) -> None:
         self._move(GenerationState.OPEN)
-        self._lacking_since, self._paused = None, False
         self.epoch += 1
         if self._timeline is not None:
             prefill, decode = (
@@ -287,35 +287,12 @@ class Generation:
         self._services.metrics.failovers.add(label=cause)
         if self._timeline is not None:
             self._timeline.failed(cause, detail)
-        self._move(GenerationState.WAITING)
-        self._try_open()
+        self._search()
 
-    def _try_open(self) -> None:
-        """Open the next epoch if a replica can take it; wait for one otherwise, within bounds."""
-        if self.state is not GenerationState.WAITING:
-            return
-        self._cancel_timer()
-        now = self._services.clock()
-        if now >= self._deadline:
+    def _no_route(self) -> None:
+        """Neither the deadline nor the router's patience lets this epoch be opened."""
+        if self._services.clock() >= self._deadline:
             self._fail(deadline_passed(self._deadline - self._received_at))
-            return
-        left_s = self._services.config.failover_wait_s
-        if self._lacking_since is not None:
-            left_s += self._lacking_since - now
-        route = self._choose(patient=left_s > 0)
-        if route is None:
-            self._wait_for_replica(now, left_s)
-        elif self._failover.is_second_try(route) and not self._paused:
-            self._paused = True
-            self._timer = self._services.call_later(_PAUSE_S * 2**self._in_vain, self._try_open)
-        else:
-            self._open(route)
-
-    def _wait_for_replica(self, now: float, left_s: float) -> None:
-        if self._lacking_since is None:
-            self._lacking_since = now
-        if left_s > 0:  # the deadline ends a shorter wait: the request has a timer for it
-            self._timer = self._services.call_later(left_s, self._try_open)
             return
         config = self._services.config
         wait = f"{config.failover_wait_s:g} s; try again"
@@ -341,15 +318,10 @@ class Generation:
 
     def _end(self, state: GenerationState) -> None:
         self._halves.close_all()
-        self._cancel_timer()
+        self._routes.end()
         self._move(state)
         self._services.metrics.sequences.add(label=state.value)
         self._services.on_end(self)
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def _move(self, state: GenerationState) -> None:
         assert self.state.may_become(state), f"a generation cannot go from {self.state} to {state}"
