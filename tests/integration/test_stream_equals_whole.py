@@ -7,7 +7,9 @@ a salt of their own, so neither finds anything in a cache that the other does no
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,9 +19,11 @@ import pytest_asyncio
 from engine.config import EngineConfig
 from engine.model.embedded import default_model_folder, fetch_embedded_model
 from protocol.membership import ReplicaRole
+from router.api.token_bans import bad_word_ids
 from tests.integration.over_a_socket import asked, over_a_socket, read, same, streamed
 from tests.integration.stream_joining import joined_chat, joined_completion, whole_chat, whole_completion
 from tests.integration.worker_cluster import ReplicaSpec, worker_cluster
+from text.tokenizer import Tokenizer
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -47,6 +51,11 @@ THINKING = [
     *_thoughts("What is the capital of Italy?", "They ask for Italy. Its capital is Rome.", "Rome."),
     {"role": "user", "content": "What is the capital of Germany?"},
 ]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer.load(folder)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -212,3 +221,47 @@ async def test_a_scored_stream_goes_on_where_it_was_cut_off(client: httpx.AsyncC
     told = {event.get("index", 0): event for _, event in events[:-1]}
     for index, output in enumerate(outputs):
         same(_comparable(told[index]), _comparable(output))
+
+
+# ---- what may not come, and what ends the text --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_only_allowed_tokens(client: httpx.AsyncClient, tokenizer: Tokenizer, n: int) -> None:
+    allowed = tokenizer.encode("0 1 2 3 4 5 6 7 8 9 sea", add_special_tokens=False)
+    choices = await _chat(client, n=n, allowed_token_ids=allowed, return_token_ids=True, logprobs=True)
+    assert all(set(choice["token_ids"]) <= set(allowed) for choice in choices)
+    assert all(len(choice["token_ids"]) == 24 for choice in choices), "the end is not among them"
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_bad_words_and_a_stop_regex_over_a_hand_over_and_a_cut(
+    client: httpx.AsyncClient, tokenizer: Tokenizer, n: int
+) -> None:
+    """The first token comes from prefill, the others from decode, and those after each cut from another epoch."""
+    sampling: dict[str, Any] = {"temperature": 0, "max_new_tokens": 40, "n": n, "ignore_eos": True}
+    body = {"text": "Once upon a time there was a", "sampling_params": sampling}
+    free = (await asked(client, GENERATE, body)).whole
+    text = (free if n == 1 else free[0])["text"]
+    words = [word for word in re.findall(r"[a-z]+", text) if text.count(word) == 1]
+    sampling["bad_words"] = [words[0], words[2], " ".join(words[4:6])]
+    banned = bad_word_ids(sampling["bad_words"], tokenizer)
+    whole = (await asked(client, GENERATE, body)).whole
+    text = (whole if n == 1 else whole[0])["text"]
+    sampling["stop_regex"] = [re.sub(r"[aeiou]", "[aeiou]", re.findall(r"[a-z]+ [a-z]+ [a-z]+", text)[2]), "[0-9]{30}"]
+    pair = await asked(client, GENERATE, body)
+    events = await read(client, streamed(client, GENERATE, body), most=2)
+    while events[-1][1] != "[DONE]":
+        last = events[-1][0]
+        path = f"/v1/streams/{last.partition(':')[0]}"
+        events += await read(client, client.build_request("GET", path, headers={"Last-Event-ID": last}), most=3)
+    told = {event.get("index", 0): event for _, event in events[:-1]}
+    outputs = pair.whole if n > 1 else [pair.whole]
+    for index, output in enumerate(outputs):
+        same(_comparable(told[index]), _comparable(output))
+        stop = output["meta_info"]["finish_reason"]
+        assert stop == {"type": "stop", "matched": sampling["stop_regex"][0]}
+        assert text.startswith(output["text"])
+        assert re.match(stop["matched"], text[len(output["text"]) :])
+        ids = output["output_ids"]
+        assert not any(tuple(ids[place : place + len(word)]) == word for word in banned for place in range(len(ids)))

@@ -56,6 +56,19 @@ FIELDS = [
     ({"logit_bias": {"\u0665": 1}}, "logit_bias", "not a token id"),
     ({"logit_bias": {"5": 1000}}, "logit_bias", "1000"),
     ({"logit_bias": {"99999": 1}}, "logit_bias", "99999"),
+    ({"allowed_token_ids": []}, "allowed_token_ids", "at least 1 item"),
+    ({"allowed_token_ids": [5, 10**6]}, "allowed_token_ids", "1000000 is not a token id"),
+    ({"allowed_token_ids": [-1]}, "allowed_token_ids[0]", "-1"),
+    ({"bad_words": "fox"}, "bad_words", "valid list"),
+    ({"bad_words": [""]}, "bad_words[0]", "at least 1 character"),
+    ({"bad_words": ["fox", "  "]}, "bad_words[1]", "has no token of its own"),
+    ({"bad_words": ["a"] * 129}, "bad_words", "at most 128"),
+    ({"stop_regex": ""}, "stop_regex[0]", "at least 1 character"),
+    ({"stop_regex": ["a", "("]}, "stop_regex", "is no regular expression"),
+    ({"stop_regex": "a*"}, "stop_regex", "matches the empty text"),
+    ({"stop_regex": "(?=a)b"}, "stop_regex", "looks ahead"),
+    ({"stop_regex": "a" * 1025}, "stop_regex[0]", "at most 1024"),
+    ({"stop_regex": "a{400}", "stop": ["b" * 200]}, "stop_regex", "more than 256 parts"),
     ({"stop": ""}, "stop[0]", "at least 1 character"),
     ({"stop": ["a"] * 40}, "stop", "32"),
     ({"stop": 5}, "stop", "5"),
@@ -372,6 +385,37 @@ async def test_wrong_paths_and_methods(router: RouterHarness, method: str, path:
     call = await Call(router.app, method, path, b"", {}).done()
     assert call.status == status
     assert path in call.json["error"]["message"] or "other" in call.json["error"]["message"]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/responses",
+        "/v1/responses/resp_1/input_items",
+        "/v1/embeddings",
+        "/v1/audio/transcriptions",
+        "/v1/audio/speech",
+        "/v1/images/generations",
+        "/v1/moderations",
+        "/v1/files",
+        "/v1/batches",
+        "/v1/fine_tuning/jobs",
+        "/v1/assistants",
+        "/v1/rerank",
+        "/v1",
+        "/",
+    ],
+)
+async def test_endpoints_that_are_not_there_say_what_is(router: RouterHarness, method: str, path: str) -> None:
+    call = await Call(router.app, method, path, b'{"model": "tiny"}', {}).done()
+    assert (call.status, call.headers["content-type"]) == (404, "application/json")
+    error = call.json["error"]
+    assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", "not_found", None)
+    assert (
+        f"there is nothing at {path}; this server generates text, its endpoints are /v1/chat/comp" in error["message"]
+    )
+    assert error["message"].endswith("/openapi.json")
 
 
 async def test_models(router: RouterHarness) -> None:
