@@ -14,43 +14,17 @@ import msgspec
 
 from protocol.control import CacheFlushed, EndRequests, FlushCache, RegionMoved
 from protocol.handshake import Challenge, Hello, Ping, Pong, Welcome
-from protocol.rooms import (
-    Abort,
-    Closed,
-    Delivered,
-    Handoff,
-    Join,
-    Message,
-    Offer,
-    OpenDecode,
-    OpenGenerate,
-    OpenPrefill,
-    Phases,
-    PromptScores,
-    Reservation,
-    RoomFailed,
-    StepFrame,
-)
+from protocol.rooms import DecodeToPrefill, Message, PrefillToDecode, ReplicaToRouter, RouterToReplica
 from protocol.sealing import TAG_BYTES, FrameSeal
 from protocol.streams import ClaimStream, NoStream, StreamState
 
 MAX_FRAME_BYTES = 64 << 20
 
 AnyMessage = (
-    OpenPrefill
-    | OpenDecode
-    | OpenGenerate
-    | Abort
-    | Closed
-    | Join
-    | Reservation
-    | Offer
-    | Handoff
-    | Delivered
-    | StepFrame
-    | Phases
-    | PromptScores
-    | RoomFailed
+    RouterToReplica
+    | ReplicaToRouter
+    | DecodeToPrefill
+    | PrefillToDecode
     | EndRequests
     | FlushCache
     | CacheFlushed
@@ -86,7 +60,7 @@ def decode_body(body: bytes | memoryview) -> AnyMessage:
     """The message in one frame's body; raises `ProtocolError` for anything else."""
     try:
         return _DECODER.decode(body)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"not a message of this protocol: {error}") from error
 
 

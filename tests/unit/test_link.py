@@ -1,6 +1,7 @@
 """Links over real loopback sockets: authentication, order, loss, hostile and silent peers."""
 
 import asyncio
+import contextlib
 import socket
 import struct
 import time
@@ -8,17 +9,35 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from protocol.codec import AnyMessage, encode_frame
+from protocol.codec import AnyMessage, ProtocolError, decode_body, encode_frame
 from protocol.control import RegionMoved
 from protocol.endpoints import Identity, LinkServer, connect
-from protocol.handshake import Challenge, LinkRole, Ping, RegionTicket
+from protocol.handshake import Challenge, Hello, LinkRole, Ping, RegionTicket
 from protocol.link import Link, LinkError, LinkTimings
-from protocol.rooms import Abort, AbortReason, Closed, PeerAddress, Room
+from protocol.rooms import (
+    Abort,
+    AbortReason,
+    Closed,
+    Load,
+    Message,
+    Offer,
+    PeerAddress,
+    Room,
+    StepFrame,
+    TokenEvent,
+)
 
 SECRET = b"the cluster secret"
 QUICK = LinkTimings(handshake_s=5, ping_s=0.02, silence_s=0.2)
 ROUTER = Identity(role=LinkRole.ROUTER, peer_id="router-1", boot=7)
+SAID = [
+    Hello(1, LinkRole.ROUTER, "router-1", 7, b"nonce", b"tag"),
+    Offer(Room("r", 1), 0, [1, 2, 3], [1, 2, 2**64 - 1]),
+    StepFrame([TokenEvent("r", 1, 0, 1, 2)], Load(0, 0, 0, 1, 2, 3)),
+]
 
 
 @dataclass
@@ -144,12 +163,15 @@ async def test_unreachable_peer_is_a_link_error() -> None:
         b"GET / HTTP/1.1\r\n\r\n",
         struct.pack(">I", 1 << 31),
         struct.pack(">I", 3) + b"abc",
+        encode_frame(SAID[0]).replace(b"router-1", b"\xff" * 8),  # no UTF-8
         encode_frame(Ping(1)),
         encode_frame(Challenge(1, b"n")),
         encode_frame(Abort(Room("r", 1), AbortReason.DEADLINE)),
     ],
 )
-async def test_unauthenticated_bytes_change_nothing(served: tuple[LinkServer, Recorder], garbage: bytes) -> None:
+async def test_unauthenticated_bytes_change_nothing(
+    served: tuple[LinkServer, Recorder], garbage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     server, at_server = served
     reader, writer = await asyncio.open_connection(server.address.host, server.address.port)
     writer.write(garbage)
@@ -159,6 +181,16 @@ async def test_unauthenticated_bytes_change_nothing(served: tuple[LinkServer, Re
     link = await join(server.address, Recorder())
     link.send(Closed(Room("after", 1)))
     assert await at_server.next_message() == Closed(Room("after", 1))
+    assert caplog.records == []  # or anybody could fill the logs
+
+
+@given(st.sampled_from(SAID), st.lists(st.tuples(st.integers(0, 200), st.binary(max_size=3), st.integers(0, 3))))
+def test_whatever_is_no_message_is_refused_as_such(said: Message, cuts: list[tuple[int, bytes, int]]) -> None:
+    body = encode_frame(said)[4:]
+    for at, put, left_out in cuts:
+        body = body[:at] + put + body[at + left_out :]
+    with contextlib.suppress(ProtocolError):
+        decode_body(body)
 
 
 async def test_silent_peer_is_lost(served: tuple[LinkServer, Recorder]) -> None:
@@ -242,3 +274,10 @@ async def test_handshake_deadline() -> None:
     writer.close()
     assert recorder.up.empty()
     server.close()
+
+
+def test_a_checksum_below_nothing_is_no_message() -> None:
+    body = encode_frame(Offer(Room("r", 1), 0, [1], [5]))[4:]
+    assert body.count(b"\x91\x05") == 1
+    with pytest.raises(ProtocolError):
+        decode_body(body.replace(b"\x91\x05", b"\x91\xff"))  # -1
