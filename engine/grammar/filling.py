@@ -39,6 +39,16 @@ class RowMasks:
     rows: npt.NDArray[np.int64]
     bits: torch.Tensor
     """int32 `[len(rows), ceil(vocab / 32)]`, on the CPU."""
+    addresses: npt.NDArray[np.int64]
+    """Of each row's words."""
+
+    @classmethod
+    def of(cls, rows: Sequence[int], bits: torch.Tensor) -> RowMasks:
+        """`bits` are dense."""
+        assert bits.dtype is torch.int32, "masks have words of 32 bits"
+        assert bits.is_contiguous(), "masks are read by their addresses"
+        places = np.arange(len(rows)) * bits.stride(0) * bits.element_size()
+        return cls(np.array(rows, np.int64), bits, bits.data_ptr() + places)
 
     def without_any(self) -> list[int]:
         """The rows in which no token may come."""
@@ -46,7 +56,7 @@ class RowMasks:
 
 
 class Filling:
-    """Masks of `rows`, from place `first` on, into `bits` int32 `[rows, words]`."""
+    """Masks of `rows`, from place `first` on, into `bits` int32 `[rows or more, words]`."""
 
     def __init__(self, rows: Sequence[MaskedRow], bits: torch.Tensor, *, first: int = 0) -> None:
         self.rows = rows
@@ -74,7 +84,7 @@ class Filling:
                 row.constraint.fill(self.bits, place)
                 if row.avoided:
                     _take_out(words[place], row.avoided)
-            self.masks = RowMasks(np.array([row.row for row in self.rows], np.int64), self.bits)
+            self.masks = RowMasks.of([row.row for row in self.rows], self.bits[: len(self.rows)])
         except BaseException as error:
             self.error = error
         self.seconds = time.perf_counter() - began

@@ -46,6 +46,9 @@ class MaskFiller:
         self._words = -(-vocab_size // MASK_BITS)
         self._timeout_s = timeout_s
         self._bits = torch.empty((0, self._words), dtype=torch.int32)
+        self._room = 0
+        """Rows of `_bits`. A step must not ask the tensor: torch's code has left the cache by then, so that one call
+        takes longer than all the rest of `begin`."""
         self._orders: _Orders = queue.SimpleQueue()
         self._filling: Filling | None = None
         self._thread: threading.Thread | None = None
@@ -60,9 +63,10 @@ class MaskFiller:
             return
         if self._thread is None:
             self._start_thread()
-        if len(self._bits) < len(rows):
-            self._bits = torch.empty((2 * len(rows), self._words), dtype=torch.int32)
-        self._filling = Filling(rows, self._bits[: len(rows)])
+        if self._room < len(rows):
+            self._room = 2 * len(rows)
+            self._bits = torch.empty((self._room, self._words), dtype=torch.int32)
+        self._filling = Filling(rows, self._bits)
         self._orders.put(self._filling)
 
     def finish(self) -> RowMasks | None:
@@ -103,8 +107,7 @@ class MaskFiller:
             f"finding what the grammar allows next took more than {self._timeout_s:g} s; make it less ambiguous"
         )
         # The abandoned thread may still write into its own.
-        self._bits = torch.empty_like(self._bits)
-        bits = self._bits[: len(filling.rows)]
+        bits = self._bits = torch.empty_like(self._bits)
         bits[:slow] = filling.bits[:slow]
         bits[slow] = -1
         self._orders.put(None)  # the abandoned thread ends when it comes back

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine.grammar.filling import RowMasks
 from engine.sampling.noise import gumbel_noise
 
 
@@ -49,15 +50,12 @@ class Likeliest:
 class Chooser(Protocol):
     """Reads logits float32 `[rows, vocab]`, contiguous, NaN counting as -inf."""
 
-    def mask(self, logits: torch.Tensor, rows: npt.NDArray[np.int64], bits: torch.Tensor) -> None:
-        """Set logits of row `rows[i]` to -inf in place where `bits[i]` is 0: bit `t % 32` of int32 word `t // 32` is
-        token `t`'s. The words are in the CPU's memory and cover the vocabulary."""
-
     def greedy(self, logits: torch.Tensor) -> npt.NDArray[np.int64]:
         """The first maximum of each row, `[rows]`; -1 where no logit is finite."""
 
-    def choose(self, logits: torch.Tensor, choice: Choice) -> npt.NDArray[np.int64]:
-        """A token for each row, `[rows]`; -1 where no logit is finite."""
+    def choose(self, logits: torch.Tensor, choice: Choice, masks: RowMasks | None = None) -> npt.NDArray[np.int64]:
+        """A token for each row, `[rows]`, among those that `masks` leaves, for which logits may be written; -1 where no
+        logit is finite."""
 
     def likeliest(self, logits: torch.Tensor, count: int) -> Likeliest:
         """The `count` likeliest tokens of each row (at most the vocabulary)."""
@@ -66,18 +64,12 @@ class Chooser(Protocol):
 class TorchChooser:
     """Chooses with torch operations, on whatever device the logits are."""
 
-    def mask(self, logits: torch.Tensor, rows: npt.NDArray[np.int64], bits: torch.Tensor) -> None:
-        device = logits.device
-        shifts = torch.arange(32, dtype=torch.int32, device=device)
-        words = bits.to(device)
-        banned = ((words[:, :, None] >> shifts) & 1 == 0).flatten(1)[:, : logits.shape[1]]
-        places = torch.from_numpy(rows).to(device)
-        logits[places] = logits[places].masked_fill(banned, -torch.inf)
-
     def greedy(self, logits: torch.Tensor) -> npt.NDArray[np.int64]:
         return _first_argmax(logits)
 
-    def choose(self, logits: torch.Tensor, choice: Choice) -> npt.NDArray[np.int64]:
+    def choose(self, logits: torch.Tensor, choice: Choice, masks: RowMasks | None = None) -> npt.NDArray[np.int64]:
+        if masks is not None:
+            _mask(logits, masks)
         tokens = np.empty(logits.shape[0], np.int64)
         greedy = choice.temperature == 0
         if greedy.any():
@@ -101,6 +93,16 @@ class TorchChooser:
             tokens=torch.where(torch.isfinite(values), tokens, -1).cpu().numpy(),
             logits=values.cpu().numpy(),
         )
+
+
+def _mask(logits: torch.Tensor, masks: RowMasks) -> None:
+    """Set what the masks leave out to -inf in place."""
+    device = logits.device
+    shifts = torch.arange(32, dtype=torch.int32, device=device)
+    words = masks.bits.to(device)
+    banned = ((words[:, :, None] >> shifts) & 1 == 0).flatten(1)[:, : logits.shape[1]]
+    places = torch.from_numpy(masks.rows).to(device)
+    logits[places] = logits[places].masked_fill(banned, -torch.inf)
 
 
 def _thresholds(scaled: torch.Tensor, choice: Choice, drawn: npt.NDArray[np.int64]) -> torch.Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine.grammar.filling import RowMasks
 from engine.sampling.choose import Choice, Likeliest, TorchChooser
 
 
@@ -15,17 +16,14 @@ class JitChooser:
     def __init__(self) -> None:
         self._torch = TorchChooser()
 
-    def mask(self, logits: torch.Tensor, rows: npt.NDArray[np.int64], bits: torch.Tensor) -> None:
-        from engine.sampling.jit_kernel import mask_rows
-
-        mask_rows(logits.numpy(), rows, bits.numpy())
-
     def greedy(self, logits: torch.Tensor) -> npt.NDArray[np.int64]:
         return self._torch.greedy(logits)
 
-    def choose(self, logits: torch.Tensor, choice: Choice) -> npt.NDArray[np.int64]:
-        from engine.sampling.jit_kernel import choose_rows  # numba's import is slow, and rarely needed
+    def choose(self, logits: torch.Tensor, choice: Choice, masks: RowMasks | None = None) -> npt.NDArray[np.int64]:
+        from engine.sampling.jit_kernel import choose_rows, mask_rows  # numba's import is slow, and rarely needed
 
+        if masks is not None:
+            mask_rows(logits.numpy(), masks.rows, masks.bits.numpy())
         tokens = np.empty(logits.shape[0], np.int64)
         greedy = choice.temperature == 0
         if greedy.any():

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine.grammar.filling import RowMasks
 from engine.kernels.build import build_kernels
 from engine.sampling.choose import Choice, Likeliest
 from native.library import open_library
@@ -33,11 +34,8 @@ class KernelChooser:
         self._greedy = library.pd_greedy
         self._greedy.argtypes = (pointer, i64, i64, pointer, i32)
         self._greedy.restype = None
-        self._mask = library.pd_mask
-        self._mask.argtypes = (pointer, i64, pointer, i64, pointer, i64, i32)
-        self._mask.restype = None
         self._draw = library.pd_draw
-        self._draw.argtypes = (pointer, i64, i64, pointer, pointer, pointer, i32)
+        self._draw.argtypes = (pointer, i64, i64, pointer, pointer, pointer, pointer, i32)
         self._draw.restype = None
         self._scratch_floats = library.pd_scratch_floats
         self._scratch_floats.argtypes = (i64,)
@@ -48,28 +46,31 @@ class KernelChooser:
         self._threads = num_threads
         self._scratch = np.empty(0, np.float32)
 
-    def mask(self, logits: torch.Tensor, rows: npt.NDArray[np.int64], bits: torch.Tensor) -> None:
-        _, vocab_size = _checked(logits)
-        assert bits.dtype is torch.int32, "the kernel reads words of 32 bits"
-        assert bits.is_contiguous(), "the kernel reads dense rows"
-        address, words, threads = bits.data_ptr(), bits.shape[1], self._threads
-        self._mask(logits.data_ptr(), vocab_size, rows.ctypes.data, len(rows), address, words, threads)
-
     def greedy(self, logits: torch.Tensor) -> npt.NDArray[np.int64]:
         rows, vocab_size = _checked(logits)
         tokens = np.empty(rows, np.int64)
         self._greedy(logits.data_ptr(), rows, vocab_size, tokens.ctypes.data, self._threads)
         return tokens
 
-    def choose(self, logits: torch.Tensor, choice: Choice) -> npt.NDArray[np.int64]:
+    def choose(self, logits: torch.Tensor, choice: Choice, masks: RowMasks | None = None) -> npt.NDArray[np.int64]:
         rows, vocab_size = _checked(logits)
         tokens = np.empty(rows, np.int64)
         draws = np.empty(rows, _DRAW)
         for name in ("temperature", "top_k", "top_p", "min_p_log", "keys"):
             draws[name] = getattr(choice, name)
-        scratch = self._room_for(vocab_size)
-        address, threads = logits.data_ptr(), self._threads
-        self._draw(address, rows, vocab_size, draws.ctypes.data, scratch, tokens.ctypes.data, threads)
+        bits = np.zeros(rows, np.int64)
+        if masks is not None:
+            bits[masks.rows] = masks.addresses
+        self._draw(
+            logits.data_ptr(),
+            rows,
+            vocab_size,
+            draws.ctypes.data,
+            None if masks is None else bits.ctypes.data,
+            self._room_for(vocab_size),
+            tokens.ctypes.data,
+            self._threads,
+        )
         return tokens
 
     def likeliest(self, logits: torch.Tensor, count: int) -> Likeliest:

@@ -62,12 +62,10 @@ class Sampler:
         raw = logits if len(asking) == len(rows) and not edited and masks is None else logits[asking]
         if edited:
             edit_logits(logits, rows)
-        if masks is not None:
-            self._chooser.mask(logits, masks.rows, masks.bits)
-        if all(row.greedy for row in rows):
+        if masks is None and all(row.greedy for row in rows):
             chosen = self._chooser.greedy(logits)
         else:
-            chosen = self._chooser.choose(logits, _choice_of(rows, logits.shape[1]))
+            chosen = self._chooser.choose(logits, _choice_of(rows, logits.shape[1]), masks)
         tokens: list[int] = chosen.tolist()
         if min(tokens) < 0:
             raise LogitsError(

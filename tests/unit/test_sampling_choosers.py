@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from engine.grammar.filling import RowMasks
 from engine.sampling import Sampler, SampleRow
 from engine.sampling.choose import TorchChooser
 from engine.sampling.jit import JitChooser
 from engine.sampling.kernel import KernelChooser
+from engine.sampling.sampler import _choice_of
 from native.compiler import NativeUnavailable
 from protocol.sampling import SamplingParams
 
@@ -105,13 +107,18 @@ def test_all_choosers_mask_the_same(kernel: KernelChooser, vocab: int) -> None:
     rng = np.random.default_rng(vocab)
     words = rng.integers(-(2**31), 2**31, (4, -(-vocab // 32)), dtype=np.int64).astype(np.int32)
     words[0], words[1] = -1, 0
-    bits, rows = torch.from_numpy(words), np.array([5, 0, 2, 3])
+    masked = [5, 0, 2, 3]
+    masks = RowMasks.of(masked, torch.from_numpy(words))
     logits = random_logits(6, vocab=vocab, seed=vocab)
+    logits[2, 0] = math.nan
     expected = logits.clone()
-    for row_bits, index in zip(words, rows, strict=True):
+    for row_bits, index in zip(words, masked, strict=True):
         allowed = np.unpackbits(row_bits.view(np.uint8), bitorder="little")[:vocab].astype(bool)
         expected[index, torch.from_numpy(~allowed)] = -math.inf
-    for chooser in (kernel, TorchChooser(), JitChooser()):
-        masked = logits.clone()
-        chooser.mask(masked, rows, bits)
-        assert torch.equal(masked, expected)
+    for _ in range(20):
+        params = [mixed_params(rng) for _ in range(6)]
+        choice = _choice_of([row(each) for each in params], vocab)
+        tokens = TorchChooser().choose(expected.clone(), choice).tolist()
+        assert tokens[0] == -1, "its mask leaves nothing"
+        for chooser in (kernel, TorchChooser(), JitChooser()):
+            assert chooser.choose(logits.clone(), choice, masks).tolist() == tokens

@@ -12,26 +12,20 @@ extern "C" {
 // Floats of scratch that each thread of the functions below needs.
 int64_t pd_scratch_floats(int64_t vocab) { return 2 * (vocab + pd::kLanes); }
 
-// Row `rows[i]` of the logits gets mask `i` of bits [count, words].
-void pd_mask(float* logits, int64_t vocab, const int64_t* rows, int64_t count, const uint32_t* bits, int64_t words,
-             int32_t threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && count > 1)
-    for (int64_t i = 0; i < count; ++i) pd::mask_row(logits + rows[i] * vocab, bits + i * words, vocab);
-}
-
 // The first maximum of each row.
 void pd_greedy(const float* logits, int64_t rows, int64_t vocab, int64_t* out, int32_t threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && rows > 1)
     for (int64_t row = 0; row < rows; ++row) out[row] = pd::first_argmax(logits + row * vocab, vocab);
 }
 
-// draws [rows]; scratch [threads, pd_scratch_floats(vocab)].
-void pd_draw(const float* logits, int64_t rows, int64_t vocab, const pd::DrawParams* draws, float* scratch,
-             int64_t* out, int32_t threads) {
+// draws [rows]; masks [rows] or null, null for a row without one; scratch [threads, pd_scratch_floats(vocab)].
+void pd_draw(const float* logits, int64_t rows, int64_t vocab, const pd::DrawParams* draws,
+             const uint32_t* const* masks, float* scratch, int64_t* out, int32_t threads) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && rows > 1)
     for (int64_t row = 0; row < rows; ++row) {
         float* const own = scratch + omp_get_thread_num() * pd_scratch_floats(vocab);
-        out[row] = pd::draw_token(logits + row * vocab, vocab, draws[row], own);
+        const uint32_t* const bits = masks == nullptr ? nullptr : masks[row];
+        out[row] = pd::draw_token(logits + row * vocab, bits, vocab, draws[row], own);
     }
 }
 

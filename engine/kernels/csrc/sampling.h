@@ -54,13 +54,25 @@ struct Extremes {
     float greatest, least;
 };
 
-// scaled = logits / temperature, NaN becoming -inf.
-inline Extremes scale_row(const float* logits, float temperature, float* scaled, int64_t size) {
+// scaled = logits / temperature, NaN becoming -inf. So does what a mask leaves out, which need not be read: `bits` has a
+// word for each 32 tokens, the lowest bit first.
+template <bool kMasked>
+inline Extremes scale_row(const float* logits, const uint32_t* bits, float temperature, float* scaled, int64_t size) {
+    static_assert(32 % kLanes == 0);
+    VecBits lanes;
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane;
+    const auto mask_from = [bits](int64_t i) { return bits[i / 32] >> (i % 32); };
     Vec greatest = splat(-kInfinity), below = splat(-kInfinity);  // `below` is the greatest of the negatives
     int64_t i = 0;
     for (; i + kLanes <= size; i += kLanes) {
+        if (kMasked && (mask_from(i) & ((uint64_t{1} << kLanes) - 1)) == 0) {
+            store(scaled + i, splat(-kInfinity));
+            below = splat(kInfinity);
+            continue;
+        }
         Vec value = load(logits + i) / splat(temperature);
         value = value == value ? value : splat(-kInfinity);
+        if (kMasked) value = ((mask_from(i) - VecBits{}) >> lanes & 1) != VecBits{} ? value : splat(-kInfinity);
         store(scaled + i, value);
         greatest = maximum(value, greatest);
         below = maximum(-value, below);
@@ -68,32 +80,11 @@ inline Extremes scale_row(const float* logits, float temperature, float* scaled,
     Extremes found{lane_max(greatest), -lane_max(below)};
     for (; i < size; ++i) {
         const float value = logits[i] / temperature;
-        scaled[i] = value == value ? value : -kInfinity;
+        const bool kept = !kMasked || (mask_from(i) & 1);
+        scaled[i] = kept && value == value ? value : -kInfinity;
         found = {std::max(found.greatest, scaled[i]), std::min(found.least, scaled[i])};
     }
     return found;
-}
-
-// ---- masks ----------------------------------------------------------------------------------------------------------
-
-// Logits of tokens whose bit is 0 become -inf. `bits` has a word for each 32 tokens, the lowest bit first.
-inline void mask_row(float* logits, const uint32_t* bits, int64_t size) {
-    VecBits lanes;
-    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane;
-    for (int64_t start = 0; start < size; start += 32) {
-        const uint32_t word = bits[start / 32];
-        if (word == ~0u) continue;
-        if (start + 32 > size) {
-            for (int64_t i = start; i < size; ++i)
-                if (!(word >> (i - start) & 1)) logits[i] = -kInfinity;
-            continue;
-        }
-        for (int half = 0; half < 32; half += kLanes) {
-            float* const place = logits + start + half;
-            const VecBits kept = ((word >> half) - VecBits{}) >> lanes & 1;
-            store(place, kept != VecBits{} ? load(place) : splat(-kInfinity));
-        }
-    }
 }
 
 // ---- filters --------------------------------------------------------------------------------------------------------
@@ -276,10 +267,16 @@ inline int64_t noisy_argmax(const float* scaled, int64_t size, float best, float
     return winner;
 }
 
-// The token of one row; -1 where no logit is finite. `scratch` holds 2 * size + 2 * kLanes floats.
-inline int64_t draw_token(const float* logits, int64_t size, const DrawParams& draw, float* scratch) {
-    if (draw.temperature == 0.0f) return first_argmax(logits, size);
-    const auto [best, least] = scale_row(logits, draw.temperature, scratch, size);
+// The token of one row, among those of its mask, if it has one; -1 where no logit is finite. `scratch` holds
+// 2 * size + 2 * kLanes floats.
+inline int64_t draw_token(const float* logits, const uint32_t* bits, int64_t size, const DrawParams& draw,
+                          float* scratch) {
+    const bool greedy = draw.temperature == 0.0f;
+    if (greedy && bits == nullptr) return first_argmax(logits, size);
+    const float temperature = greedy ? 1.0f : draw.temperature;
+    const auto [best, least] = bits == nullptr ? scale_row<false>(logits, bits, temperature, scratch, size)
+                                               : scale_row<true>(logits, bits, temperature, scratch, size);
+    if (greedy) return first_argmax(scratch, size);
     if (!std::isfinite(best)) return -1;
     constexpr float kLowest = std::numeric_limits<float>::lowest();
     const float threshold = std::max(kLowest, threshold_of(scratch, size, best, draw, scratch + size + kLanes));
@@ -294,7 +291,7 @@ inline int64_t draw_token(const float* logits, int64_t size, const DrawParams& d
 inline double likeliest(const float* logits, int64_t size, int64_t count, float* scratch, int64_t* tokens,
                         float* values) {
     float* const found = scratch + size + kLanes;
-    const float best = scale_row(logits, 1.0f, scratch, size).greatest;
+    const float best = scale_row<false>(logits, nullptr, 1.0f, scratch, size).greatest;
     std::fill(tokens, tokens + count, -1);
     std::fill(values, values + count, -kInfinity);
     if (!std::isfinite(best)) return best;
