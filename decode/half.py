@@ -184,11 +184,6 @@ class DecodeHalf:
                 event = DecodeEvent.GRAMMAR_FAILED if failed.by_grammar else DecodeEvent.ENGINE_FAILED
                 self._fire(event, record.room, detail=failed.why)
 
-    def fail_all(self, why: str) -> None:
-        """The engine is broken: give every room up."""
-        for room in list(self.rooms):
-            self._fire(DecodeEvent.ENGINE_FAILED, room, detail=why)
-
     def next_deadline(self) -> float | None:
         """When `tick` must next be called even if nothing else happens; a reading of `clock`."""
         times = (self._actions.timers.next(), self._queue.next_deadline())

@@ -169,11 +169,6 @@ class PrefillHalf:
         self._place(self._clock())
         self.counters.offered_pages += self._actions.offers.send_due()
 
-    def fail_all(self, why: str) -> None:
-        """The engine is broken: give every room up."""
-        for room in list(self.rooms):
-            self._fire(PrefillEvent.ENGINE_FAILED, room, detail=why)
-
     def next_deadline(self) -> float | None:
         """When `tick` must next be called even if nothing else happens; a reading of `clock`."""
         times = (self._actions.timers.next(), self._memory.parking.next_deadline())

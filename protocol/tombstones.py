@@ -26,8 +26,6 @@ class Tombstones:
     def __init__(self, *, limit: int) -> None:
         self._limit = limit
         self._stones: OrderedDict[str, Tombstone] = OrderedDict()
-        self.num_evicted = 0
-        """Tombstones that had to go before their time."""
 
     def __len__(self) -> int:
         return len(self._stones)
@@ -40,7 +38,7 @@ class Tombstones:
         self._stones[room.request_id] = Tombstone(room.epoch, reason, lived, until)
         self._stones.move_to_end(room.request_id)
         while len(self._stones) > self._limit:
-            self._drop_oldest(now)
+            self._stones.popitem(last=False)
 
     def find(self, request_id: str, *, now: float) -> Tombstone | None:
         """The tombstone of the request's newest ended epoch, unless its time is over."""
@@ -54,8 +52,3 @@ class Tombstones:
         """Drop tombstones from the oldest on while their time is over; a younger one that is over waits for `find`."""
         while self._stones and next(iter(self._stones.values())).until <= now:
             self._stones.popitem(last=False)
-
-    def _drop_oldest(self, now: float) -> None:
-        _, stone = self._stones.popitem(last=False)
-        if stone.until > now:
-            self.num_evicted += 1

@@ -28,7 +28,6 @@ class Tokenizer:
         self,
         backend: tokenizers.Tokenizer,
         *,
-        bos_token: str | None = None,
         eos_token: str | None = None,
         eos_token_ids: Sequence[int] = (),
     ) -> None:
@@ -36,9 +35,6 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self.bos_token = bos_token
-        self.eos_token = eos_token
-        self.bos_token_id = backend.token_to_id(bos_token) if bos_token else None
         self.eos_token_ids = _eos_ids(backend, eos_token, eos_token_ids)
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
@@ -71,7 +67,6 @@ class Tokenizer:
         eos = eos or _ids(read_json(folder / "config.json").get("eos_token_id"))
         return cls(
             backend,
-            bos_token=token_content(config.get("bos_token")),
             eos_token=token_content(config.get("eos_token")),
             eos_token_ids=eos,
         )

@@ -45,7 +45,7 @@ class Int8Codec:
                 "set wire_dtype: auto"
             )
         self.dtype = dtype
-        self._type, self._itemsize = _TYPES[dtype]
+        self._type, _ = _TYPES[dtype]
         self._library = _library() if native else None
 
     @property

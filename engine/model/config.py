@@ -37,7 +37,6 @@ class ModelConfig:
     vocab_size: int
     max_position_embeddings: int
     eos_token_ids: tuple[int, ...]
-    bos_token_id: int | None
     dtype: torch.dtype
     model_id: str = ""
     """Fingerprint of the weights, set by the loader: equal ids produce interchangeable KV."""
@@ -77,7 +76,6 @@ class ModelConfig:
         except UnsupportedModelError as error:
             refusal = str(error)
         eos = fields.get("eos_token_id")
-        bos = fields.get("bos_token_id")
         return cls(
             architecture=fields.architecture_name(),
             num_layers=fields.positive("num_hidden_layers"),
@@ -88,7 +86,6 @@ class ModelConfig:
             vocab_size=fields.positive("vocab_size"),
             max_position_embeddings=fields.positive("max_position_embeddings"),
             eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (int(eos),),
-            bos_token_id=bos if isinstance(bos, int) else None,
             dtype=dtype or fields.dtype(),
             model_id=model_id,
             decoder=decoder,

@@ -48,7 +48,7 @@ PARAMETERS = "tools[1].function.parameters"
 def make(*special: str) -> tuple[GrammarCompiler, Tokenizer]:
     backend = byte_level_backend()
     backend.add_special_tokens(list(special))
-    tokenizer = Tokenizer(backend, bos_token="<s>", eos_token="<|im_end|>")
+    tokenizer = Tokenizer(backend, eos_token="<|im_end|>")
     size = tokenizer.vocab_size
     return GrammarCompiler(tokenizer, vocab_size=size, eos_token_ids=tokenizer.eos_token_ids), tokenizer
 

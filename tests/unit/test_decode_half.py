@@ -469,7 +469,7 @@ def test_every_end_gives_the_pages_back_and_tells_who_must_know(
         case "deadline":
             pair.decode.wait(60.0)
         case "engine broken":
-            pair.half.fail_all("out of memory")
+            pair.decode.break_engine("out of memory")
     if state == "RUNNING" and end.startswith("prefill"):
         assert pair.decode.take() == [], "prefill's part is over"
         pair.decode.run()

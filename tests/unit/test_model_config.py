@@ -25,9 +25,9 @@ LLAMA: dict[str, Any] = {
 
 
 def test_defaults_of_a_short_config() -> None:
-    config = ModelConfig.from_hf(LLAMA | {"torch_dtype": "bfloat16", "eos_token_id": [3, 4], "bos_token_id": 1})
+    config = ModelConfig.from_hf(LLAMA | {"torch_dtype": "bfloat16", "eos_token_id": [3, 4]})
     assert (config.head_dim, config.num_kv_heads, config.dtype) == (16, 4, torch.bfloat16)
-    assert (config.eos_token_ids, config.bos_token_id) == ((3, 4), 1)
+    assert config.eos_token_ids == (3, 4)
     decoder = config.decoder
     assert decoder is not None
     assert decoder.architecture is Architecture.LLAMA

@@ -433,7 +433,7 @@ def test_every_end_gives_the_pages_back_and_tells_who_must_know(
             assert bench.half.next_deadline() == bench.now + 60.0
             bench.wait(60.0)
         case "engine broken":
-            bench.half.fail_all("out of memory")
+            bench.break_engine("out of memory")
     heard = []
     for link, message in bench.take():
         match message:

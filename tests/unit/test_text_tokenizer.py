@@ -18,7 +18,6 @@ MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content
 def test_folder_round_trip(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(save_model_folder(tmp_path))
     ids = tokenizer.encode("grüße 😀")
-    assert ids[0] == tokenizer.bos_token_id
     assert tokenizer.decode(ids) == "grüße 😀"
     assert tokenizer.decode(ids, skip_special_tokens=False) == "<s>grüße 😀"
     assert tokenizer.encode("grüße 😀", add_special_tokens=False) == ids[1:]

@@ -103,7 +103,7 @@ def test_prefill_tells_what_it_knows_when_it_fails() -> None:
     bench = prefill_opened(timed(job(PROMPT)))
     step(bench, 3.0)
     bench.take()
-    bench.half.fail_all("as scripted")
+    bench.break_engine("as scripted")
     phases, failed = [message for link, message in bench.take() if link == "router"]
     assert isinstance(phases, Phases)
     assert [phase.name for phase in phases.phases] == ["handshake", "queue"]
@@ -209,7 +209,7 @@ def test_a_revoked_reservation_queues_twice() -> None:
     bench.wait(3.0)
     assert bench.half.counters.revocations == 1
     bench.wait(1.0)
-    bench.half.fail_all("as scripted")
+    bench.break_engine("as scripted")
     assert [name for name, _, _ in spans(told(bench))] == ["queue"], "the second wait was not over"
 
 

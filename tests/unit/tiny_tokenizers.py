@@ -41,7 +41,7 @@ def byte_level_backend() -> tokenizers.Tokenizer:
 
 
 def byte_level() -> Tokenizer:
-    return Tokenizer(byte_level_backend(), bos_token="<s>", eos_token="<|im_end|>")
+    return Tokenizer(byte_level_backend(), eos_token="<|im_end|>")
 
 
 def one_character_each() -> Tokenizer:
@@ -51,7 +51,7 @@ def one_character_each() -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<end>", "<s>"])
-    return Tokenizer(backend, bos_token="<s>", eos_token="<end>")
+    return Tokenizer(backend, eos_token="<end>")
 
 
 def byte_fallback() -> Tokenizer:
@@ -67,7 +67,7 @@ def byte_fallback() -> Tokenizer:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     backend.add_special_tokens(["<s>", "</s>"])
-    return Tokenizer(backend, bos_token="<s>", eos_token="</s>")
+    return Tokenizer(backend, eos_token="</s>")
 
 
 def metaspace() -> Tokenizer:

@@ -9,6 +9,7 @@ from decode.counters import DecodeStage
 from decode.half import DecodeHalf
 from decode.ports import DecodePorts
 from engine.grammar.constraint import Constraint
+from engine.outputs import Failed, StepOutput
 from prefill.counters import PrefillStage
 from prefill.half import PrefillHalf
 from prefill.ports import PrefillPorts
@@ -69,6 +70,11 @@ class _Bench:
     def observe(self, stage: PrefillStage | DecodeStage, seconds: float) -> None:
         assert seconds >= 0.0
         self.stages.append(stage)
+
+    def break_engine(self, why: str) -> None:
+        """A step says of every room's request that it failed."""
+        failed = [Failed(record.request, why) for record in self.half.rooms.values()]
+        self.half.after_step(StepOutput(failed=failed))
 
     def run_pass(self) -> None:
         """As the engine thread does."""
