@@ -1,8 +1,8 @@
 """What following a grammar costs a batch: tokens/s of the same streams with and without one, in the same run.
 
-Both sides generate the same number of tokens from the same prompts with the same engine: one samples at temperature 1
-freely, the other within a grammar that never ends before the last token. The sides take turns, so that a machine that
-is busy at times is so for both; reported are medians over the rounds and of the ratios within each round.
+Both sides generate the same number of tokens from the same prompts with one model, each in an engine of its own: one
+samples at temperature 1 freely, the other within a grammar that never ends before the last token. They take turns of a
+few steps, so that a machine that is slower at times is so for both.
 
     python -m benchmarks.constrained --model FOLDER --write
 """
@@ -16,19 +16,18 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.report import Report, Table, add_report_options, finish
 from benchmarks.workload import random_prompt
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.grammar.compiled import CompiledGrammar
 from engine.grammar.compiler import GrammarCompiler
 from engine.grammar.constraint import Constraint
 from engine.grammar.masks import MaskFiller
 from engine.kv_spec import KVPool
-from engine.model.loader import load_model
+from engine.model.loader import LoadedModel, load_model
 from engine.request import Request
 from engine.sampling import Sampler
 from protocol.sampling import Grammar, SamplingParams
@@ -59,19 +58,77 @@ GRAMMARS = {
     "counting regex": Grammar(kind="regex", text=r"([A-Z][a-z]{1,12} [0-9]{1,4}, ){1000,2000}"),
 }
 """Counts and bounds are what takes the compiler's masks long."""
-FREE = "free"
 
 
 @dataclass(frozen=True)
-class Rates:
-    """Tokens per second, by three clocks, and the share of the time in which the model was done and a mask was not."""
+class Turn:
+    """Seconds that some steps took, by three clocks, and in how many of them the model was done and a mask was not."""
 
     wall: float
     engine_cpu: float
-    """Of the engine thread's own time: what a machine with a core to spare comes to, however busy this one is."""
+    """Of the engine thread alone: what a machine with a core to spare comes to, however busy this one is."""
     whole_cpu: float
-    """Of all threads' time: what a machine with no core to spare comes to."""
+    """Of all threads: what a machine with no core to spare comes to."""
     waited: float
+
+
+_SHARES = ("of free", "median turn", "by engine CPU time", "by all CPU time", "waited for masks")
+Pair = tuple[Turn, Turn]
+"""A free turn and a constrained one, of equally many tokens, one straight after the other."""
+
+
+class Side:
+    """One engine and the streams on it."""
+
+    def __init__(self, model: LoadedModel, *, pool_tokens: int, threads: int) -> None:
+        config = EngineConfig(max_total_tokens=pool_tokens, enable_prefix_cache=False)
+        self._masks = MaskFiller(vocab_size=model.config.vocab_size)
+        self._engine = Engine(
+            model=model,
+            pool=KVPool(spec=model.kv_spec(config.page_size), num_pages=config.num_pages),
+            config=config,
+            sampler=Sampler(num_threads=threads),
+            masks=self._masks,
+        )
+
+    def start(
+        self,
+        prompts: Sequence[list[int]],
+        *,
+        max_tokens: int,
+        grammar: Grammar | None,
+        constrain: Callable[[], Constraint | None],
+    ) -> None:
+        """Begin a stream for each prompt; returns once every step makes a token of each."""
+        for key, prompt in enumerate(prompts):
+            sampling = SamplingParams(seed=key, max_tokens=max_tokens, ignore_eos=True, grammar=grammar)
+            self._engine.add(Request(key=key, prompt=prompt, sampling=sampling, constraint=constrain()))
+        while self._step() < len(prompts):
+            pass
+
+    def take_turn(self, steps: int, *, streams: int) -> Turn:
+        """Some steps of all streams."""
+        waited, began = self._masks.counters.wait_seconds, _clocks()
+        made = sum(self._step() for _ in range(steps))
+        wall, engine_cpu, whole_cpu = (now - then for now, then in zip(_clocks(), began, strict=True))
+        if made != steps * streams:
+            raise RuntimeError(f"{steps} steps made {made} tokens for {streams} streams")
+        return Turn(wall, engine_cpu, whole_cpu, self._masks.counters.wait_seconds - waited)
+
+    def stop(self, *, streams: int) -> None:
+        """End them."""
+        for key in range(streams):
+            self._engine.abort(key)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._masks.close()
+
+    def _step(self) -> int:
+        output = self._engine.step()
+        if output.failed:
+            raise RuntimeError(f"the engine failed a request: {output.failed}")
+        return len(output.tokens)
 
 
 def _clocks() -> tuple[float, float, float]:
@@ -79,74 +136,53 @@ def _clocks() -> tuple[float, float, float]:
 
 
 class Bench:
-    """One engine, and runs of it."""
+    """Both sides, over one model; compiles the grammars."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        tokenizer = Tokenizer.load(arguments.model)
         model = load_model(arguments.model, dtype=arguments.dtype, num_threads=arguments.threads)
-        shape = model.config
-        compiler = GrammarCompiler(tokenizer, vocab_size=shape.vocab_size, eos_token_ids=shape.eos_token_ids)
-        self._compiled: dict[Grammar, CompiledGrammar] = {each: compiler.compile(each) for each in GRAMMARS.values()}
-        config = EngineConfig(max_total_tokens=arguments.pool_tokens)
-        self._masks = MaskFiller(vocab_size=shape.vocab_size)
-        self._engine = Engine(
-            model=model,
-            pool=KVPool(spec=model.kv_spec(config.page_size), num_pages=config.num_pages),
-            config=config,
-            sampler=Sampler(num_threads=arguments.threads),
-            masks=self._masks,
-        )
-        self._requests = 0
+        ends, width = model.config.eos_token_ids, model.config.vocab_size
+        compiler = GrammarCompiler(Tokenizer.load(arguments.model), vocab_size=width, eos_token_ids=ends)
+        self._compiled = {each: compiler.compile(each) for each in GRAMMARS.values()}
+        self._free, self._constrained = self._sides = [
+            Side(model, pool_tokens=arguments.pool_tokens, threads=arguments.threads) for _ in range(2)
+        ]
 
-    def run(self, prompts: list[list[int]], *, new_tokens: int, grammar: Grammar | None) -> Rates:
-        """Rates of what is generated once every stream has its first token."""
-        for prompt in prompts:
-            self._requests += 1
-            sampling = SamplingParams(seed=self._requests, max_tokens=new_tokens, ignore_eos=True, grammar=grammar)
-            constraint = Constraint(self._compiled[grammar]) if grammar is not None else None
-            self._engine.add(Request(key=self._requests, prompt=prompt, sampling=sampling, constraint=constraint))
-        started = tokens = 0
-        began: tuple[float, ...] = ()
-        waited = 0.0
-        while self._engine.has_work():
-            output = self._engine.step()
-            if output.failed:
-                raise RuntimeError(f"the engine failed a request: {output.failed}")
-            tokens += len(output.tokens)
-            if not began:
-                started += len(output.tokens)
-                if started == len(prompts):
-                    began, tokens = _clocks(), 0
-                    waited = self._masks.counters.wait_seconds
-        expected = len(prompts) * (new_tokens - 1)
-        if tokens != expected:
-            raise RuntimeError(f"{tokens} tokens were generated where {expected} were asked for")
-        wall, engine_cpu, whole_cpu = (now - then for now, then in zip(_clocks(), began, strict=True))
-        waited = (self._masks.counters.wait_seconds - waited) / wall
-        return Rates(tokens / wall, tokens / engine_cpu, tokens / whole_cpu, waited)
+    def run(self, prompts: list[list[int]], *, turns: int, steps: int, grammar: Grammar) -> list[Pair]:
+        """Turns of `steps` steps each, once all streams have begun."""
+        max_tokens = turns * steps + len(prompts) + 1
+        compiled = self._compiled[grammar]
+        self._free.start(prompts, max_tokens=max_tokens, grammar=None, constrain=lambda: None)
+        self._constrained.start(prompts, max_tokens=max_tokens, grammar=grammar, constrain=lambda: Constraint(compiled))
+        pairs = []
+        for number in range(turns):
+            order = self._sides if number % 2 else self._sides[::-1]
+            turns_of = {side: side.take_turn(steps, streams=len(prompts)) for side in order}
+            pairs.append((turns_of[self._free], turns_of[self._constrained]))
+        for side in self._sides:
+            side.stop(streams=len(prompts))
+        return pairs
 
     def close(self) -> None:
-        """End the thread."""
-        self._masks.close()
+        """End the threads."""
+        for side in self._sides:
+            side.close()
 
 
 def main() -> None:
     arguments = _parse()
     bench = Bench(arguments)
-    rates: dict[tuple[int, str], list[Rates]] = defaultdict(list)
+    rounds: dict[tuple[int, str], list[list[Pair]]] = defaultdict(list)
     rng = random.Random("constrained")
-    sides: list[tuple[str, Grammar | None]] = [(FREE, None), *GRAMMARS.items()]
     for round_number in range(-1, arguments.rounds):
         for streams in arguments.streams:
             prompts = [random_prompt(rng, arguments.prompt_tokens) for _ in range(streams)]
-            turn = round_number % len(sides)
-            for name, grammar in sides[turn:] + sides[:turn]:
-                rate = bench.run(prompts, new_tokens=arguments.new_tokens, grammar=grammar)
+            for name, grammar in GRAMMARS.items():
+                pairs = bench.run(prompts, turns=arguments.turns, steps=arguments.steps, grammar=grammar)
                 if round_number >= 0:  # the first warms up
-                    rates[streams, name].append(rate)
+                    rounds[streams, name].append(pairs)
         print(f"round {round_number + 1} of {arguments.rounds}", file=sys.stderr, flush=True)
     bench.close()
-    finish(_report(arguments, rates), arguments)
+    finish(_report(arguments, rounds), arguments)
 
 
 def _parse() -> argparse.Namespace:
@@ -156,50 +192,57 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of the model; the masks have one of their own")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--prompt-tokens", type=int, default=32)
-    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--turns", type=int, default=32, help="of each side in a round")
+    parser.add_argument("--steps", type=int, default=4, help="of the engine in a turn")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--pool-tokens", type=int, default=32_768)
+    parser.add_argument("--pool-tokens", type=int, default=16_384, help="of each side")
     add_report_options(parser)
     return parser.parse_args()
 
 
-def _report(arguments: argparse.Namespace, rates: Mapping[tuple[int, str], Sequence[Rates]]) -> Report:
-    table = Table(
-        title="Medians",
-        columns=[
-            "streams",
-            "grammar",
-            "free tokens/s",
-            "constrained",
-            "of free",
-            "by engine CPU time",
-            "by all CPU time",
-            "waited for masks",
-        ],
-    )
+def _report(arguments: argparse.Namespace, rounds: Mapping[tuple[int, str], Sequence[Sequence[Pair]]]) -> Report:
+    columns = ["streams", "grammar", "free tokens/s", "constrained", *_SHARES]
+    table = Table(title="All rounds", columns=columns)
     spread = Table(title="Every round, constrained / free", columns=["streams", "grammar", "ratios"])
-    for streams in arguments.streams:
-        free = rates[streams, FREE]
-        for name in GRAMMARS:
-            pairs = list(zip(rates[streams, name], free, strict=True))
-            wall = [own.wall / other.wall for own, other in pairs]
-            engine = [own.engine_cpu / other.engine_cpu for own, other in pairs]
-            whole = [own.whole_cpu / other.whole_cpu for own, other in pairs]
-            shares = [f"{100 * statistics.median(ratios):.1f} %" for ratios in (wall, engine, whole)]
-            middle = [statistics.median(each[side].wall for each in pairs) for side in (1, 0)]
-            shares.append(f"{100 * statistics.median(own.waited for own, _ in pairs):.1f} %")
-            table.add(streams, name, *middle, *shares)
-            spread.add(streams, name, ", ".join(f"{ratio:.3f}" for ratio in wall))
+    for (streams, name), runs in rounds.items():
+        pairs = [pair for run in runs for pair in run]
+        tokens = len(pairs) * arguments.steps * streams
+        free, constrained = (sum(pair[side].wall for pair in pairs) for side in (0, 1))
+        ratios = [pair[0].wall / pair[1].wall for pair in pairs]
+        error = 1.25 * statistics.stdev(ratios) / len(ratios) ** 0.5
+        table.add(
+            streams,
+            name,
+            tokens / free,
+            tokens / constrained,
+            _percent(_ratio(pairs, "wall")),
+            f"{100 * statistics.median(ratios):.1f} ± {100 * error:.1f} %",
+            _percent(_ratio(pairs, "engine_cpu")),
+            _percent(_ratio(pairs, "whole_cpu")),
+            _percent(sum(pair[1].waited for pair in pairs) / constrained),
+        )
+        spread.add(streams, name, ", ".join(f"{_ratio(run, 'wall'):.3f}" for run in runs))
     shown = {key: value for key, value in vars(arguments).items() if key not in ("write", "results")}
     return Report(
         name="constrained",
-        purpose="Decode rate of constrained streams against that of free ones with the same engine in the same run.",
+        purpose="Decode rate of constrained streams against that of free ones with the same model in the same run.",
         configuration=shown,
         tables=[table, spread],
         notes=[
-            "Both sides sample at temperature 1 and go past any end of sequence; prompts' own steps are not counted."
+            "Both sides sample at temperature 1 and go past any end of sequence; prompts' own steps are not counted.",
+            "Of free is by the time of all turns together; the median over the pairs of turns has its standard error.",
         ],
     )
+
+
+def _ratio(pairs: Sequence[Pair], clock: str) -> float:
+    """The constrained side's rate as a part of the free one's."""
+    free, constrained = (sum(float(getattr(pair[side], clock)) for pair in pairs) for side in (0, 1))
+    return free / constrained
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.1f} %"
 
 
 if __name__ == "__main__":
