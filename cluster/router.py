@@ -60,7 +60,9 @@ class Router:
             )
         if mode is IngressMode.HAPROXY:
             write_error_page(os.environ, retry_after_s=_ROUTER_RESTART_S)
-        self._app: Starlette = build_asgi(_router_config(config, secret), router_id=router_id)
+        self._app: Starlette = build_asgi(
+            router_config(config, secret, listen_host=node_address()), router_id=router_id
+        )
         client = DirectoryHandle(directory)
         peering = self._app.state.peering
         self._gossip = RouterGossip(client, report=peering.report, take=peering.take)
@@ -87,7 +89,8 @@ class Router:
             await self._exporter.stop()
 
 
-def _router_config(config: ClusterConfig, secret: bytes) -> RouterConfig:
+def router_config(config: ClusterConfig, secret: bytes, *, listen_host: str) -> RouterConfig:
+    """A router's settings in that cluster, on a node which others reach at `listen_host`."""
     from router.config import RouterConfig
 
     folder = model_folder(config.model.path)
@@ -113,5 +116,5 @@ def _router_config(config: ClusterConfig, secret: bytes) -> RouterConfig:
         cors_origins=tuple(config.router.cors_origins),
         resume_window_s=config.router.resume_window_s,
         resume_max_bytes=config.router.resume_max_mb << 20,
-        listen_host=node_address(),
+        listen_host=listen_host,
     )

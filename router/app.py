@@ -147,7 +147,7 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
         allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
         message, code = f"{method} is not a method of {path}; use {allowed}", "method_not_allowed"
     else:
-        paths = ", ".join(operation.paths[0] for operation in OPERATIONS)
+        paths = ", ".join(operation.paths[0].replace(":path}", "}") for operation in OPERATIONS)
         message = f"there is nothing at {path}; this server generates text, its endpoints are {paths}"
         code = "not_found"
     refusal = ApiError(error.status_code, message, code=code, headers=None if allowed is None else {"Allow": allowed})

@@ -415,6 +415,7 @@ async def test_endpoints_that_are_not_there_say_what_is(router: RouterHarness, m
     assert (
         f"there is nothing at {path}; this server generates text, its endpoints are /v1/chat/comp" in error["message"]
     )
+    assert "/v1/models/{model}, " in error["message"]
     assert error["message"].endswith("/openapi.json")
 
 

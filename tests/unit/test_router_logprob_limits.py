@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from router_harness import TEXT_IDS, RouterHarness, running_router, until
 
-from cluster.config import ClusterConfig
 from protocol.membership import ReplicaRole
 from protocol.rooms import AbortReason, OpenGenerate
 from protocol.sampling import FinishReason
@@ -105,10 +104,6 @@ async def test_long_whole_answers_are_written_in_a_thread_and_equal_their_stream
     told = [choice["logprobs"]["content"] for choice in whole.json["choices"]]
     assert sum(map(len, told)) > 512
     assert told == streamed
-
-
-def test_the_limit_is_a_key_of_the_configuration() -> None:
-    assert ClusterConfig.model_validate({"router": {"max_request_logprobs": 5}}).router.max_request_logprobs == 5
 
 
 async def test_requests_without_logprobs_take_none(tmp_path: Path) -> None:
