@@ -95,13 +95,14 @@ def test_what_is_gathered_by_any_pieces_is_all_in_order(copier, listed, sizes):
 @pytest.mark.parametrize(
     ("offset", "length"), [(-1, 4), (0, -4), (47, 4), (0, 51), (2**63 - 2, 4), (-(2**63), 4), (4, 2**63 - 1)]
 )
-def test_a_span_outside_of_its_memory_is_refused(copier, offset, length):
-    small, good = np.zeros(50, dtype=np.uint8), [0, 0]
-    bad, lengths = np.array([0, offset], dtype=np.int64), np.array([10, length], dtype=np.int64)
-    error = rf"span 1 of 2, {length} bytes at {offset}, is not inside a "
+@pytest.mark.parametrize("before", [1, 40])
+def test_a_span_outside_of_its_memory_is_refused(copier, offset, length, before):
+    small, good = np.zeros(50, dtype=np.uint8), [0] * (before + 1)
+    bad, lengths = (np.array([each] * before + [last], dtype=np.int64) for each, last in ((0, offset), (10, length)))
+    error = rf"span {before} of {before + 1}, {length} bytes at {offset}, is not inside a "
     with pytest.raises(ValueError, match=error + "target of 50"):
         copier.begin(small, SOURCE, Spans.of(good, bad, lengths), streaming=True)
-    with pytest.raises(ValueError, match=rf"span 1 of 2, {length} bytes"):
+    with pytest.raises(ValueError, match=rf"span {before} of {before + 1}, {length} bytes"):
         copier.begin(np.zeros(100, dtype=np.uint8), small, Spans.of(bad, good, lengths), streaming=True)
     with pytest.raises(ValueError, match=error + "source of 50"):
         copier.gather(small, bad, lengths, into=small)
