@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 import numpy as np
 
@@ -16,9 +15,6 @@ ADDRESS = PeerAddress("peer", BOOT, "127.0.0.1", 1)
 
 PageLists = tuple[list[int], list[int]]
 """Source and target pages."""
-
-PageChooser = Callable[[int, int], PageLists]
-"""Source and target pages, given how many are wanted and the pages of each pool."""
 
 
 def contiguous(count: int, num_pages: int) -> PageLists:

@@ -42,6 +42,7 @@ class CheckpointReader:
         return name in self._weights
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """`[*shape]`, in the model's type."""
         if name not in self._weights:
             raise ConfigError(f"the checkpoint has no tensor {name}, which {self._config.architecture} needs")
         found = self._weights[name]
@@ -62,9 +63,11 @@ class CheckpointReader:
         return self.tensor("model.embed_tokens.weight", (self._config.vocab_size, self._config.hidden_size))
 
     def final_norm(self) -> torch.Tensor:
+        """`[hidden]`."""
         return self.tensor("model.norm.weight", (self._config.hidden_size,))
 
     def head(self, embedding: torch.Tensor) -> LinearWeight:
+        """Hidden to vocabulary: `embedding` itself where the model has one for both."""
         if self._decoder.tied_embeddings:
             return LinearWeight(weight=embedding, bias=None)
         return self.merged(["lm_head"], [self._config.vocab_size], self._config.hidden_size)
@@ -83,12 +86,14 @@ class CheckpointReader:
         return self.tensor(f"{at}.q_norm.weight", shape), self.tensor(f"{at}.k_norm.weight", shape)
 
     def qkv(self, layer: int) -> LinearWeight:
+        """Hidden to all heads of q, then of k, then of v."""
         config = self._config
         names = [f"model.layers.{layer}.self_attn.{part}_proj" for part in "qkv"]
         heights = [count * config.head_dim for count in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
         return self.merged(names, heights, config.hidden_size, bias=self._decoder.qkv_bias)
 
     def attention_output(self, layer: int) -> LinearWeight:
+        """All heads to hidden."""
         config = self._config
         return self.merged(
             [f"model.layers.{layer}.self_attn.o_proj"],
@@ -98,7 +103,9 @@ class CheckpointReader:
         )
 
     def gate_up(self, at: str, width: int, *, bias: bool) -> LinearWeight:
+        """Hidden to `width` gates, then as many values, of the feed-forward under the name `at`."""
         return self.merged([f"{at}.gate_proj", f"{at}.up_proj"], [width, width], self._config.hidden_size, bias=bias)
 
     def down(self, at: str, width: int, *, bias: bool) -> LinearWeight:
+        """`width` to hidden, of the feed-forward under the name `at`."""
         return self.merged([f"{at}.down_proj"], [self._config.hidden_size], width, bias=bias)

@@ -15,7 +15,6 @@ DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
 }
 
-
 _ARCHITECTURE_OF_TYPE = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -33,10 +32,12 @@ class ConfigFields:
         self._values = values
 
     def get(self, name: str, default: Any = None) -> Any:
+        """As it stands in the file."""
         value = self._values.get(name)
         return default if value is None else value
 
     def optional_positive(self, name: str) -> int | None:
+        """A positive integer, or None where it is missing."""
         value = self._values.get(name)
         if value is None:
             return None
@@ -45,12 +46,14 @@ class ConfigFields:
         return value
 
     def positive(self, name: str) -> int:
+        """A positive integer."""
         value = self.optional_positive(name)
         if value is None:
             raise ConfigError(f"config.json: {name} is missing")
         return value
 
     def architecture_name(self) -> str:
+        """The class of the model, or its `model_type` where that is not known."""
         names = self.get("architectures") or []
         if names:
             return str(names[0])
@@ -58,6 +61,7 @@ class ConfigFields:
         return _ARCHITECTURE_OF_TYPE.get(model_type, model_type)
 
     def dtype(self) -> torch.dtype:
+        """Of the weights; float32 where the file does not say."""
         value = self.get("dtype", self.get("torch_dtype", "float32"))
         if isinstance(value, torch.dtype):
             return value
