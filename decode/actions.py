@@ -20,6 +20,7 @@ from decode.timelines import Timelines
 from engine.engine import RequestTooLong
 from engine.events import token_event
 from engine.grammar.constraint import GrammarMismatch
+from engine.jobs import request_of
 from engine.request import Request
 from protocol.answers import Answers
 from protocol.room_memory import RoomMemory
@@ -144,19 +145,8 @@ class DecodeActions:
         opening, now = cause.message, self._ports.clock()
         assert isinstance(opening, OpenDecode | OpenGenerate)
         room, job = opening.room, opening.job
-        receives = isinstance(opening, OpenDecode)  # then prefill scores the prompt
-        request = Request(
-            key=room,
-            prompt=job.prompt,
-            sampling=job.sampling,
-            choice=job.choice,
-            logged=job.logged,
-            namespace=job.namespace,
-            arrival=now,
-            constraint=self._ports.constrain(room),
-            scoring=None if receives else job.scoring,
-            priority=job.priority,
-        )
+        receives = isinstance(opening, OpenDecode)
+        request = request_of(job, room, arrival=now, constraint=self._ports.constrain(room), scored_elsewhere=receives)
         self.rooms[room] = DecodeRoom(
             room=room,
             router=cause.link,

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import assert_never
 
 from engine.events import token_event
-from engine.request import Request, RequestStatus
+from engine.jobs import request_of
+from engine.request import RequestStatus
 from prefill.ahead import AheadLimit
 from prefill.cause import Cause
 from prefill.counters import PrefillCounters, PrefillStage
@@ -102,19 +103,7 @@ class PrefillActions:
         opening, now = cause.message, self._ports.clock()
         assert isinstance(opening, OpenPrefill)
         room, job = opening.room, opening.job
-        request = Request(
-            key=room,
-            prompt=job.prompt,
-            sampling=job.sampling,
-            choice=job.choice,
-            logged=job.logged,
-            namespace=job.namespace,
-            retain=True,
-            arrival=now,
-            constraint=self._ports.constrain(room),
-            scoring=job.scoring,
-            priority=job.priority,
-        )
+        request = request_of(job, room, arrival=now, constraint=self._ports.constrain(room), retain=True)
         record = PrefillRoom(
             room=room,
             router=cause.link,
