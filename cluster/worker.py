@@ -10,7 +10,6 @@ request when the other pool is gone.
 from __future__ import annotations
 
 import asyncio
-import logging
 import queue
 import time
 from typing import Any
@@ -44,8 +43,6 @@ from protocol.membership import Member
 from text.tokenizer import Tokenizer
 
 __all__ = ["ReplicaWorker", "TransferOptions", "WorkerConfig", "WorkerUnhealthy"]
-
-log = logging.getLogger(__name__)
 
 
 class WorkerUnhealthy(RuntimeError):

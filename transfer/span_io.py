@@ -33,7 +33,7 @@ class SpanCursor:
         """Bytes not passed yet."""
         self._library = library
         self._memory: Bytes | None = np.frombuffer(view, dtype=np.uint8)
-        self._spans = (offsets, lengths)
+        self._spans = (offsets, lengths)  # kept: the library reads them by their addresses
         self._next = (I64 * 2)()  # span, and byte in it
         self._arguments = (
             self._memory.ctypes.data,

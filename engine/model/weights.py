@@ -21,7 +21,6 @@ from engine.model.errors import CheckpointError
 _INDEX = "model.safetensors.index.json"
 _DERIVED = re.compile(r"\.rotary_emb\.inv_freq$|\.attn\.(bias|masked_bias)$")
 """Tensors that old checkpoints carry although every loader computes them."""
-_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".safetensors")
 _SAMPLES = 256
 _SAMPLE_BYTES = 64 << 10
 
