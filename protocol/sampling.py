@@ -65,7 +65,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """No stop token is sampled, and no stop string matched, before this many generated tokens."""
     stop: tuple[str, ...] = ()
     stop_regex: tuple[str, ...] = ()
-    """In Python's syntax, without what `text.regex_automaton` refuses."""
+    """In Python's syntax, without what `text.regex_syntax` refuses."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     skip_special_tokens: bool = True

@@ -198,10 +198,8 @@ class RequestRunner:
         self._take(ready)
         while self._unfinished:
             self._take(await self._next(ticket))
-        if self._work.scored_tokens + sum(len(output.events) for output in self._outputs) <= _DESCRIBED_HERE:
-            data = self._response.whole()
-        else:
-            data = await asyncio.to_thread(self._response.whole)
+        here = self._work.scored_tokens + sum(len(output.events) for output in self._outputs) <= _DESCRIBED_HERE
+        data = self._response.whole() if here else await asyncio.to_thread(self._response.whole)
         await self._exchange.answer(200, data)
 
     async def _next(self, ticket: Ticket) -> Ready:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from text.regex_automaton import Automaton, Place
+from text.regex_automaton import Automaton
+from text.regex_syntax import Place
 
 _Groups = tuple[tuple[int, ...], ...]
 """Nodes by where the match began that may be there, oldest first; each node once."""
-_MOST_KNOWN = 4096
+_MOST_KNOWN = 256
+"""Steps, of up to some kilobytes each."""
 
 
 class _Step:

@@ -28,9 +28,9 @@ def edit_logits(logits: torch.Tensor, rows: Sequence[SampleRow]) -> None:
     if biased:
         places = _concatenated([place for place, _ in biased], flat.device)
         flat[places] += _concatenated([value for _, value in biased], flat.device)
-    for logit_row, row in zip(logits, rows, strict=True):
+    for i, row in enumerate(rows):
         if len(row.allowed_ids):
-            _keep_only(logit_row, torch.from_numpy(row.allowed_ids).to(logits.device))
+            _keep_only(logits[i], torch.from_numpy(row.allowed_ids).to(logits.device))
     banned = [i * vocab_size + row.banned_ids for i, row in enumerate(rows) if len(row.banned_ids)]
     if banned:
         flat[_concatenated(banned, flat.device)] = -torch.inf

@@ -13,7 +13,8 @@ from router.api.fields import Whole, invalid, shown
 from router.api.grammar import GrammarFields
 from router.api.grammar_reader import GrammarReader
 from router.api.token_bans import bad_word_ids, check_left, check_no_grammar
-from text.regex_automaton import Automaton, BadRegex
+from text.regex_automaton import Automaton
+from text.regex_syntax import BadRegex
 from text.tokenizer import Tokenizer
 
 _MAX_STOPS = 32
