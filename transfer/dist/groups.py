@@ -6,6 +6,10 @@ used by one thread, and only as long as all goes well: after any error the proce
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import stat
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -18,6 +22,7 @@ from transfer.dist.store import PairStore
 
 GIVER, TAKER = 0, 1
 _TAGS = 1 << 31
+_LOCAL_SEND_BYTES = 512 << 10
 _OP_TIMEOUT = timedelta(days=1)  # the runner's alarm comes long before; it ends what the library's own would not
 
 
@@ -60,7 +65,10 @@ class GlooGroup:
         options._devices = [group.create_device(hostname=host)]
         options._threads = 1
         options._timeout = _OP_TIMEOUT
+        before = _open_sockets()
         self._group = group(store, rank, 2, options)
+        for fd in _open_sockets() - before:
+            _limit_if_local(fd)
 
     def send(self, message: torch.Tensor, *, job: int) -> Pending:
         return _OfGroup(self._group.send([message], TAKER, job % _TAGS))
@@ -75,6 +83,24 @@ class _OfGroup:
 
     def wait(self) -> None:
         self._work.wait()
+
+
+def _open_sockets() -> set[int]:
+    """Descriptors of this process."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the folder itself
+            if stat.S_ISSOCK(os.stat(f"/proc/self/fd/{name}").st_mode):
+                found.add(int(name))
+    return found
+
+
+def _limit_if_local(fd: int) -> None:
+    """Let less wait in a connection within this host than the caches hold: what the kernel copies out again is then
+    still there, which saves a third of the processors' time. Between hosts the kernel knows best."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:  # a listener has no peer
+        if sock.getsockname()[0] == sock.getpeername()[0]:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LOCAL_SEND_BYTES)
 
 
 class NcclGroup:
