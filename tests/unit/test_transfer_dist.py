@@ -41,7 +41,7 @@ from transfer.wire import GREETING_BYTES, Want, decode_greeting, encode_hello
 
 PAGE = 256 << 10
 PAGES = 96
-"""24 MB: three times what is under way at a time."""
+"""24 MB: twice what is under way at a time."""
 GROUP_WAIT_S = 120.0
 """For a group to be made again, on the busiest machine."""
 UNHURRIED = TransferTimings(handshake_s=1e6, patience_s=1e6)

@@ -27,8 +27,8 @@ from transfer.transport import TransferTimings
 from transfer.wire import Want
 from transfer.wire_requests import pack_runs
 
-_MAX_PIECES = 2
-"""On their way at a time."""
+_MAX_PIECES = 3
+"""On their way at a time: while one is sent another waits at the giver, and a third is ordered."""
 
 
 class PairState(enum.Enum):

@@ -37,8 +37,8 @@ class Progress:
         """Nothing more is ordered for it; it is to be answered with `error`."""
         self.error: str | None = None
         self._copy = copy
-        self._sources = np.asarray(copy.job.source_pages, dtype=np.int64)
-        self._targets = np.asarray(copy.job.target_pages, dtype=np.int64)
+        self._sources = copy.sources
+        self._targets = copy.targets
         self._ordered = 0
 
     @property
