@@ -263,12 +263,16 @@ class Ends:
 
 def test_pieces_of_long_and_short_runs_land_in_their_pages_and_nowhere_else():
     long, num_pages = LONG_BYTES // PAGE, 1600
+    both = [(2 * i, 1) for i in range(30)], [(99 - i, 1) for i in range(30)]
     pieces = [
         ([(3, long + 1)], [(700, long + 1)]),  # received where it belongs
         ([(100 + 2 * i, 1) for i in range(300)], [(i, 1) for i in range(300)]),  # packed there, adjacent here
         ([(i, 1) for i in range(300)], [(999 - i, 1) for i in range(200)] + [(1598 - i, 1) for i in range(100)]),
         ([(0, 1), (7, long), (900, 2), (200, long)], [(400, 1), (500, long), (570, 2), (600, long)]),
         ([(9, 1)], [(1599, 1)]),
+        ([*both[0], (700, long), *both[1]], [*both[1], (200, long), *both[0]]),  # packed before and after a long one
+        ([(1599 - i, 1) for i in range(1600)], [((7 * i) % 1600, 1) for i in range(1600)]),  # packed in two
+        ([((3 * i) % 1600, 1) for i in range(1600)], [(1599 - i, 1) for i in range(1600)]),
     ]
     with closing(Ends(num_pages=num_pages)) as (ends,):
         content = np.random.default_rng(0).integers(0, 256, (num_pages, PAGE), dtype=np.uint8)
@@ -281,6 +285,26 @@ def test_pieces_of_long_and_short_runs_land_in_their_pages_and_nowhere_else():
                 expected[target : target + count] = content[source : source + count]
         assert [ends.take.receive()[0] for _ in pieces] == [Landed(job=job) for job in range(1, len(pieces) + 1)]
         assert np.array_equal(np.frombuffer(ends.target.view, dtype=np.uint8), expected.reshape(-1))
+    assert ends.errors == []
+
+
+def connections() -> dict[int, int]:
+    """The TCP connections of this process: descriptor -> how many bytes may wait in it to be sent."""
+    found = {}
+    for fd in open_fds():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(fd))) as sock:
+            if sock.family == socket.AF_INET and sock.getpeername():
+                found[int(fd)] = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    return found
+
+
+def test_little_waits_in_a_connection_within_the_host():
+    before = connections()
+    with closing(Ends(num_pages=16)) as (ends,):
+        assert ends.take.receive() == (Joined(), [])
+        limits = [limit for fd, limit in connections().items() if fd not in before]
+    assert len(limits) == 2
+    assert max(limits) <= 1 << 20
     assert ends.errors == []
 
 
@@ -301,13 +325,15 @@ def test_a_piece_that_the_giver_refuses_ends_the_taker():
         ([1, 1, 1], [(0, 3)]),
         ([1, 64, 1], [(0, 1), (1, 2), (2, 3)]),
         ([64, 64], [(0, 1), (1, 2)]),
-        ([63] * 9, [(0, 8), (8, 9)]),
-        ([1] * 513, [(0, 512), (512, 513)]),
-        ([63] * 8 + [8, 1], [(0, 9), (9, 10)]),
+        ([64, 1, 1], [(0, 1), (1, 3)]),
+        ([63] * 17, [(0, 16), (16, 17)]),
+        ([1] * 1025, [(0, 1024), (1024, 1025)]),
+        ([63] * 16 + [16, 1], [(0, 17), (17, 18)]),
     ],
 )
 def test_short_runs_share_a_message_and_long_ones_have_their_own(counts, expected):
-    assert [(part.start, part.stop) for part in messages([count * PAGE for count in counts])] == expected
+    lengths = np.array(counts, dtype=np.int64) * PAGE
+    assert [(part.start, part.stop) for part in messages(lengths)] == expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -80,7 +80,8 @@ class Giver:
             self._send(runs, job=head.job)
 
     def _send(self, runs: Runs, *, job: int) -> None:
-        for part in self._parts.cut(runs):
+        for part in self._parts.outgoing(runs):
             if len(self._pending) == _MESSAGES:
                 self._pending.popleft().wait()
-            self._pending.append(self._group.send(self._parts.outgoing(part), job=job))
+            part.copy()
+            self._pending.append(self._group.send(part.memory, job=job))

@@ -17,7 +17,6 @@ from transfer.dist.orders import Channel, ChannelError, Joined, Landed, RunnerOr
 from transfer.dist.parts import Part, Parts
 from transfer.dist.store import receive_exactly
 from transfer.memory import PeerMemory
-from transfer.span_copy import SpanRun
 from transfer.wire import Status, WireError
 from transfer.wire_requests import REPLY_BYTES, Reply, decode_reply, encode_request, unpack_runs
 
@@ -31,7 +30,6 @@ class _Message:
 
     job: int
     part: Part
-    read_soon: bool
     reply: Reply | None
     """That the giver sends before them; with the first of a piece."""
     is_last: bool
@@ -57,7 +55,7 @@ class Taker:
         self._limited = limited
         self._parts = Parts(np.frombuffer(pool.view, dtype=np.uint8), order.page_bytes, num_buffers=_MESSAGES)
         self._asked: deque[_Message] = deque()
-        self._pending: deque[tuple[_Message, Pending, SpanRun | None]] = deque()
+        self._pending: deque[tuple[_Message, Pending]] = deque()
 
     def run(self) -> None:
         """Return when the replica is gone. Raises for all else."""
@@ -96,29 +94,25 @@ class Taker:
             num_pages=num_pages,
             byte_length=num_pages * order.page_bytes,
         )
-        parts = self._parts.cut(targets)
+        parts = self._parts.incoming(targets, read_soon=piece.read_soon)
         for index, part in enumerate(parts):
             reply = expected if index == 0 else None
             is_last = index + 1 == len(parts)
-            self._asked.append(
-                _Message(job=piece.job, part=part, read_soon=piece.read_soon, reply=reply, is_last=is_last)
-            )
+            self._asked.append(_Message(job=piece.job, part=part, reply=reply, is_last=is_last))
         self._receive()
 
     def _receive(self) -> None:
         while self._asked and len(self._pending) < _MESSAGES:
             message = self._asked.popleft()
-            into, scatter = self._parts.incoming(message.part, read_soon=message.read_soon)
-            self._pending.append((message, self._group.receive(into, job=message.job), scatter))
+            self._pending.append((message, self._group.receive(message.part.memory, job=message.job)))
 
-    def _land(self, message: _Message, coming: Pending, scatter: SpanRun | None) -> None:
+    def _land(self, message: _Message, coming: Pending) -> None:
         if message.reply is not None:
             reply = decode_reply(self._order.key, receive_exactly(self._connection, REPLY_BYTES))
             if reply != message.reply:
                 raise WireError(f"the giver answers {reply} where {message.reply} was expected")
         coming.wait()
-        if scatter is not None:
-            scatter.advance(scatter.left)
+        message.part.copy()
         self._receive()
         if message.is_last:
             self._channel.send(Landed(job=message.job))
