@@ -23,6 +23,9 @@ from protocol.membership import Member, RouterReport
 
 log = logging.getLogger(__name__)
 
+_PAUSE_S = 1.0
+"""A directory that wakes so much later than it meant to did not listen meanwhile; heartbeats wait to be read."""
+
 
 class Directory:
     """Serve deployment. Every method is cheap but `watch`, which waits."""
@@ -57,6 +60,9 @@ class Directory:
             wake_at = min(give_up_at, self._book.next_expiry() or give_up_at)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), max(0.0, wake_at - now) + 0.001)
+            now = time.monotonic()
+            if now - wake_at > _PAUSE_S:
+                self._book.paused(now)
 
     async def exchange(self, report: RouterReport) -> list[RouterReport]:
         """A router's report for those of all routers that live."""

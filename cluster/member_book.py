@@ -63,6 +63,12 @@ class MemberBook:
             del self._entries[key]
         return self._changed(bool(silent))
 
+    def paused(self, now: float) -> None:
+        """Whoever keeps the book heard nobody for a while because it was stopped or starved itself: silence counts from
+        now on."""
+        for entry in self._entries.values():
+            entry.heard_at = now
+
     def next_expiry(self) -> float | None:
         """When `expire` may next drop someone."""
         return min((entry.heard_at + self.timeout_s for entry in self._entries.values()), default=None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,6 +48,27 @@ def test_a_silent_replica_is_dropped_and_a_living_one_stays() -> None:
     assert not members.expire(5.0)
     assert members.expire(5.1)
     assert ids(members.snapshot(5.1).members) == ["living"]
+
+
+async def test_a_directory_that_was_stopped_drops_nobody_for_its_own_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, looked = 1000.0, asyncio.Event()
+
+    def monotonic() -> float:
+        if now > 1000.0:
+            looked.set()
+        return now
+
+    monkeypatch.setattr("cluster.directory.time", SimpleNamespace(monotonic=monotonic, time_ns=time.time_ns))
+    directory = Directory(timeout_s=0.05)
+    await directory.heartbeat(member("a"), {})
+    known = (await directory.watch(None, patience_s=0.0)).version
+    watching = asyncio.create_task(directory.watch(known, patience_s=7200.0))
+    await asyncio.sleep(0)  # it is under way
+    now += 3600.0
+    async with asyncio.timeout(10):
+        await looked.wait()
+        await directory.heartbeat(member("b"), {})
+        assert ids((await watching).members) == ["a", "b"]
 
 
 def test_a_restarted_replica_replaces_its_earlier_life_and_cannot_be_replaced_by_it() -> None:
