@@ -17,10 +17,10 @@ from decode.ports import DecodePorts
 from decode.rooms import DecodeRoom
 from decode.table import DECODE_ENDINGS, DecodeAction, DecodeEvent, DecodeState
 from decode.timelines import Timelines
-from engine.engine import RequestTooLong
 from engine.events import token_event
 from engine.grammar.constraint import GrammarMismatch
 from engine.jobs import request_of
+from engine.limits import RequestTooLong
 from engine.request import Request
 from protocol.answers import Answers
 from protocol.room_memory import RoomMemory

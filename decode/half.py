@@ -23,7 +23,7 @@ from decode.ports import DecodePorts, JobKey
 from decode.rooms import DecodeRoom
 from decode.table import DECODE_TABLE, DecodeEvent, DecodeState
 from decode.traffic import TrafficBook
-from engine.engine import RequestTooLong
+from engine.limits import RequestTooLong
 from engine.outputs import StepOutput
 from engine.request import Request
 from protocol.room_memory import Fate, MemoryLimits, RoomMemory

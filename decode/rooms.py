@@ -14,7 +14,7 @@ from protocol.rooms import Handoff, Message, Offer, PeerAddress, Room
 
 @dataclass(slots=True)
 class DecodeRoom:
-    """One live decode half. Owned and changed by `DecodeHalf` alone."""
+    """One live decode half. Owned by its `DecodeHalf`, and changed by that and its parts alone."""
 
     room: Room
     router: str

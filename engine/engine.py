@@ -27,7 +27,7 @@ from engine.grammar.masks import MaskFiller
 from engine.interfaces import Model, TokenSampler
 from engine.kv_manager import KVManager
 from engine.kv_spec import KVPool
-from engine.limits import RequestTooLong, check_vocabulary, sequence_limit
+from engine.limits import check_vocabulary, sequence_limit
 from engine.outputs import Failed, StepOutput, TokenOutput
 from engine.page_allocator import PageState
 from engine.request import Request, RequestStatus
@@ -37,8 +37,6 @@ from engine.scheduler import Scheduler
 from engine.scoring import PromptLogitsError, max_scored_tokens
 from engine.stopping import StopTextFactory
 from protocol.rooms import Load
-
-__all__ = ["Engine", "RequestTooLong"]
 
 _LOG = logging.getLogger(__name__)
 

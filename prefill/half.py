@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import assert_never
 
-from engine.engine import RequestTooLong
+from engine.limits import RequestTooLong
 from engine.outputs import StepOutput, TokenOutput
 from engine.request import Request
 from prefill.actions import PrefillActions

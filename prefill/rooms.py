@@ -13,7 +13,7 @@ from protocol.rooms import Room
 
 @dataclass(slots=True)
 class PrefillRoom:
-    """One live prefill half. Owned and changed by `PrefillHalf` alone."""
+    """One live prefill half. Owned by its `PrefillHalf`, and changed by that and its parts alone."""
 
     room: Room
     router: str

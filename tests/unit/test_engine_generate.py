@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from engine.engine import RequestTooLong
 from engine.kv_spec import KVPool
+from engine.limits import RequestTooLong
 from engine.request import Request, RequestStatus
 from protocol.sampling import FinishReason, SamplingParams
 from tests.unit.engine_driver import assert_idle, greedy, request, run, step, tokens_of

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from engine.engine import Engine, RequestTooLong
+from engine.engine import Engine
+from engine.limits import RequestTooLong
 from engine.request import IllegalTransition, Request, RequestStatus
 from protocol.sampling import FinishReason, SamplingParams
 from tests.unit.engine_driver import assert_idle, greedy, request, run, step, tokens_of
