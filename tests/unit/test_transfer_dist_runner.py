@@ -271,7 +271,7 @@ def test_pieces_of_long_and_short_runs_land_in_their_pages_and_nowhere_else():
         ([(0, 1), (7, long), (900, 2), (200, long)], [(400, 1), (500, long), (570, 2), (600, long)]),
         ([(9, 1)], [(1599, 1)]),
         ([*both[0], (700, long), *both[1]], [*both[1], (200, long), *both[0]]),  # packed before and after a long one
-        ([(1599 - i, 1) for i in range(1600)], [((7 * i) % 1600, 1) for i in range(1600)]),  # packed in two
+        ([(1599 - i, 1) for i in range(1600)], [((7 * i) % 1600, 1) for i in range(1600)]),  # packed in many
         ([((3 * i) % 1600, 1) for i in range(1600)], [(1599 - i, 1) for i in range(1600)]),
     ]
     with closing(Ends(num_pages=num_pages)) as (ends,):
@@ -326,9 +326,10 @@ def test_a_piece_that_the_giver_refuses_ends_the_taker():
         ([1, 64, 1], [(0, 1), (1, 2), (2, 3)]),
         ([64, 64], [(0, 1), (1, 2)]),
         ([64, 1, 1], [(0, 1), (1, 3)]),
-        ([63] * 17, [(0, 16), (16, 17)]),
-        ([1] * 1025, [(0, 1024), (1024, 1025)]),
-        ([63] * 16 + [16, 1], [(0, 17), (17, 18)]),
+        ([63, 63, 2, 1], [(0, 3), (3, 4)]),
+        ([63] * 9, [(0, 2), (2, 6), (6, 9)]),
+        ([1] * 2945, [(0, 128), (128, 384), (384, 896), (896, 1920), (1920, 2944), (2944, 2945)]),
+        ([1, 64] + [1] * 257, [(0, 1), (1, 2), (2, 258), (258, 259)]),
     ],
 )
 def test_short_runs_share_a_message_and_long_ones_have_their_own(counts, expected):

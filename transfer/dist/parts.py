@@ -20,6 +20,8 @@ from transfer.spans import Runs
 LONG_BYTES = 256 << 10
 SHARED_BYTES = 4 << 20
 """Short runs are joined up to this."""
+_FIRST_BYTES = 512 << 10
+"""But a piece's first ones to this, the next to twice as much and so on: nothing moves while they are packed."""
 
 
 class Part(NamedTuple):
@@ -80,13 +82,13 @@ class Parts:
 
 def messages(lengths: Numbers) -> list[slice]:
     """Which of some runs, of `lengths` bytes each, share a message, in order."""
-    ends, found, begin = lengths.cumsum(), list[slice](), 0
+    ends, found, begin, room = lengths.cumsum(), list[slice](), 0, _FIRST_BYTES
     for index in (*np.flatnonzero(lengths >= LONG_BYTES).tolist(), len(lengths)):
         while begin < index:
             before = int(ends[begin - 1]) if begin else 0
-            end = min(int(np.searchsorted(ends, before + SHARED_BYTES, side="right")), index)
+            end = min(int(np.searchsorted(ends, before + room, side="right")), index)
             found.append(slice(begin, end))
-            begin = end
+            begin, room = end, min(2 * room, SHARED_BYTES)
         if index < len(lengths):
             found.append(slice(index, index + 1))
             begin = index + 1
