@@ -15,7 +15,12 @@ from streaming_client import stream_completion
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 
-SETTINGS = {"model": {"path": "embedded"}, "prefill": {"num_replicas": 2}, "decode": {"num_replicas": 2}}
+SETTINGS = {
+    "model": {"path": "embedded"},
+    "prefill": {"num_replicas": 2},
+    "decode": {"num_replicas": 2},
+    "router": {"send_timeout_s": 5.0},
+}
 STREAMS = 200
 
 
@@ -68,7 +73,7 @@ async def test_a_client_that_leaves_before_the_first_token(
 
 def _silent_client(url: str, *, choices: int, max_tokens: int) -> socket.socket:
     """A connection that has asked for a long stream and reads none of it. Each event repeats all there is so far, which
-    fills every buffer on the way, so that a router gives it up (after half a minute) long before the last token."""
+    fills every buffer on the way, so that a router gives it up (after five seconds) long before the last token."""
     sampling = {"n": choices, "max_new_tokens": max_tokens, "ignore_eos": True}
     asked = {"return_logprob": True, "top_logprobs_num": 20, "stream": True}
     body = json.dumps({"input_ids": [1_000, 2_000], "sampling_params": sampling, **asked})
