@@ -129,7 +129,9 @@ class IoLoop:
 
     def _run(self) -> None:
         while True:
-            for fd, _ in self._epoll.poll(self._sleep_s()):
+            # Asked twice, because a process that was stopped wakes with nothing, whatever has come meanwhile, and time
+            # limits would be over that were kept.
+            for fd, _ in self._epoll.poll(self._sleep_s()) or self._epoll.poll(0):
                 if fd == self._wakeup:
                     os.eventfd_read(self._wakeup)
                 elif fd in self._watched:  # or else forgotten since, by another's callback

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 from transfer_pools import WAIT_S, FakeClock, open_fds
@@ -127,6 +131,38 @@ def test_close_says_when_a_callback_hangs(clock):
     with pytest.raises(TimeoutError, match="test is still busy"):
         loop.close(timeout_s=0.01)
     release.set()
+
+
+STOPPED = """
+import socket, sys, time
+from transfer.io_loop import READ, IoLoop
+
+sock, loop = socket.socket(fileno=int(sys.argv[1])), IoLoop(name="stopped", clock=time.monotonic)
+loop.call_soon(lambda: loop.watch(sock, READ, lambda: print(sock.recv(10).decode(), flush=True)))
+loop.call_at(time.monotonic() + 1.5, lambda: print("too late", flush=True))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_came_while_the_process_was_stopped_came_in_time():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        command = [sys.executable, "-c", STOPPED, str(theirs.fileno())]
+        process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        with process:
+            try:
+                assert process.stdout.readline() == "ready\n"
+                process.send_signal(signal.SIGSTOP)
+                os.waitpid(process.pid, os.WUNTRACED)
+                ours.send(b"in time")
+                time.sleep(1.6)  # by now its limit has passed
+                process.send_signal(signal.SIGCONT)
+                assert process.stdout.readline() == "in time\n"
+            finally:
+                process.kill()
 
 
 class Watched:
