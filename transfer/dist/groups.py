@@ -22,7 +22,7 @@ from transfer.dist.store import PairStore
 
 GIVER, TAKER = 0, 1
 _TAGS = 1 << 31
-_LOCAL_SEND_BYTES = 512 << 10
+_LOCAL_SEND_BYTES = 512 << 10  # the kernel doubles it for its own books
 _OP_TIMEOUT = timedelta(days=1)  # the runner's alarm comes long before; it ends what the library's own would not
 
 
@@ -97,7 +97,7 @@ def _open_sockets() -> set[int]:
 
 def _limit_if_local(fd: int) -> None:
     """Let less wait in a connection within this host than the caches hold: what the kernel copies out again is then
-    still there, which saves a third of the processors' time. Between hosts the kernel knows best."""
+    still there, which saves about a third of the processors' time. Between hosts the kernel knows best."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:  # a listener has no peer
         if sock.getsockname()[0] == sock.getpeername()[0]:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LOCAL_SEND_BYTES)
