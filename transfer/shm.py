@@ -1,20 +1,17 @@
 """Transport within a host: map the peer's memory read-only and copy pages out of it. One copy, no serialisation.
 
-A peer's life here: CONNECTING (its memory was asked for; copies wait) -> MAPPED (copies run) -> DETACHED (unmapped
-when the last running copy has ended), or LOST for a while when its memory could not be had. Copies run in a few
-threads of our own, the one with the least left first; a long copy stops at the next block for a shorter one, so it
-delays that by well under a millisecond. While none of them is busy, a short copy is made by whoever asks for it, in
-less time than a thread takes to wake. A copy reads memory and waits for nobody, so it needs no time limit: a stopped or
-dead peer's memory stays readable for as long as it is mapped here.
+A peer's life here is in `mapped_peer.py`. Copies run in a few threads of our own, the one with the least left first; a
+long copy stops at the next block for a shorter one, so it delays that by well under a millisecond. While none of them
+is busy, a short copy is made by whoever asks for it, in less time than a thread takes to wake. A copy reads memory and
+waits for nobody, so it needs no time limit: a stopped or dead peer's memory stays readable for as long as it is mapped
+here.
 """
 
 from __future__ import annotations
 
-import enum
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -27,46 +24,13 @@ from transfer.grain_run import GrainRun
 from transfer.io_loop import IoLoop
 from transfer.jobs import PageCopy, Peer
 from transfer.landing import CopyStopped, Landing, LandingError
+from transfer.mapped_peer import MappedPeer, MappingState
 from transfer.memory import PeerMemory, host_id
 from transfer.page_run import PageRun
 from transfer.transport import TransferTimings
 from transfer.wire import Want
 
 logger = logging.getLogger(__name__)
-
-
-class _State(enum.Enum):
-    CONNECTING = enum.auto()
-    MAPPED = enum.auto()
-    LOST = enum.auto()
-    DETACHED = enum.auto()
-
-
-_LEGAL = {
-    _State.CONNECTING: {_State.MAPPED, _State.LOST, _State.DETACHED},
-    _State.MAPPED: {_State.DETACHED},
-    _State.LOST: {_State.CONNECTING, _State.DETACHED},
-    _State.DETACHED: set[_State](),
-}
-
-
-@dataclass(kw_only=True, eq=False)
-class _Mapped:
-    """A peer as this transport knows it. Guarded by the transport's lock; `handshake` belongs to the loop."""
-
-    peer: Peer
-    state: _State = _State.CONNECTING
-    waiting: list[PageCopy] = field(default_factory=list)
-    running: int = 0
-    memory: PeerMemory | None = None
-    source: npt.NDArray[np.uint8] | None = None
-    handshake: ClientHandshake | None = None
-    retry_at: float = 0.0
-    error: str = ""
-
-    def move_to(self, state: _State) -> None:
-        assert state in _LEGAL[self.state], f"a mapping cannot go from {self.state} to {state}"
-        self.state = state
 
 
 class ShmTransport:
@@ -93,7 +57,7 @@ class ShmTransport:
         self._clock = clock
         self._timings = timings
         self._host_id = host_id()
-        self._peers: dict[Peer, _Mapped] = {}
+        self._peers: dict[Peer, MappedPeer] = {}
         self._running = 0  # copies, in whatever thread
         self._at_once = False  # whether a caller makes one, or has it answered
         self._lock = threading.Lock()  # guards all that; taken before the crew's own
@@ -104,7 +68,7 @@ class ShmTransport:
 
     def attach(self, peer: Peer) -> None:
         with self._lock:
-            entry = self._peers[peer] = _Mapped(peer=peer)
+            entry = self._peers[peer] = MappedPeer(peer=peer)
         self._loop.call_soon(lambda: self._connect(entry))
 
     def start(self, copy: PageCopy) -> None:
@@ -113,19 +77,19 @@ class ShmTransport:
             entry = self._peers.get(copy.peer)
             if copy.stop_requested or entry is None:
                 error = "stopped"
-            elif entry.state is _State.MAPPED:
+            elif entry.state is MappingState.MAPPED:
                 short = copy.total_bytes <= self._at_once_bytes
                 at_once = short and not (self._at_once or self._running or self._crew.has_waiting)
                 if at_once:
                     self._at_once = True
                 else:
                     self._crew.push(copy)
-            elif entry.state is _State.LOST and self._clock() < entry.retry_at:
+            elif entry.state is MappingState.LOST and self._clock() < entry.retry_at:
                 error = entry.error
             else:
                 entry.waiting.append(copy)
-                if entry.state is _State.LOST:
-                    entry.move_to(_State.CONNECTING)
+                if entry.state is MappingState.LOST:
+                    entry.move_to(MappingState.CONNECTING)
                     self._loop.call_soon(lambda: self._connect(entry))
         if error:
             self._end_soon(copy, error)
@@ -149,9 +113,9 @@ class ShmTransport:
             entry = self._peers.pop(peer, None)
             if entry is None:
                 return
-            entry.move_to(_State.DETACHED)
+            entry.move_to(MappingState.DETACHED)
             orphans, entry.waiting = entry.waiting, []
-            memory = self._take_unused(entry)
+            memory = entry.take_unused()
         for copy in orphans:
             self._end_soon(copy, "detached")
         if memory is not None:
@@ -165,8 +129,8 @@ class ShmTransport:
 
     # ---- the peer's memory, in the loop's thread ----------------------------------------------------------
 
-    def _connect(self, entry: _Mapped) -> None:
-        if entry.state is not _State.CONNECTING:
+    def _connect(self, entry: MappedPeer) -> None:
+        if entry.state is not MappingState.CONNECTING:
             return
         entry.handshake = ClientHandshake(
             self._loop,
@@ -181,12 +145,12 @@ class ShmTransport:
         )
         entry.handshake.start()
 
-    def _abandon(self, entry: _Mapped) -> None:
+    def _abandon(self, entry: MappedPeer) -> None:
         if entry.handshake is not None:
             entry.handshake.abandon()
             entry.handshake = None
 
-    def _established(self, entry: _Mapped, established: Established) -> None:
+    def _established(self, entry: MappedPeer, established: Established) -> None:
         entry.handshake = None
         established.sock.close()
         ticket, welcome = entry.peer.ticket, established.welcome
@@ -200,8 +164,8 @@ class ShmTransport:
             self._lost(entry, f"the peer serves {welcome}, its ticket says {ticket}")
             return
         with self._lock:
-            if entry.state is _State.CONNECTING:
-                entry.move_to(_State.MAPPED)
+            if entry.state is MappingState.CONNECTING:
+                entry.move_to(MappingState.MAPPED)
                 entry.memory, entry.source = memory, np.frombuffer(memory.view, dtype=np.uint8)
                 for copy in entry.waiting:
                     self._crew.push(copy)
@@ -209,12 +173,12 @@ class ShmTransport:
                 return
         memory.close()  # detached meanwhile
 
-    def _lost(self, entry: _Mapped, why: str) -> None:
+    def _lost(self, entry: MappedPeer, why: str) -> None:
         with self._lock:
             entry.handshake = None
-            if entry.state is not _State.CONNECTING:
+            if entry.state is not MappingState.CONNECTING:
                 return
-            entry.move_to(_State.LOST)
+            entry.move_to(MappingState.LOST)
             entry.error = f"the peer's memory cannot be had: {why}"
             entry.retry_at = self._clock() + self._timings.retry_s
             orphans, entry.waiting = entry.waiting, []
@@ -262,24 +226,17 @@ class ShmTransport:
             run.step()
         return False
 
-    def _worked(self, copy: PageCopy, entry: _Mapped, error: str | None, *, yielded: bool) -> None:
+    def _worked(self, copy: PageCopy, entry: MappedPeer, error: str | None, *, yielded: bool) -> None:
         with self._lock:
             entry.running -= 1
             self._running -= 1
-            if yielded and entry.state is _State.MAPPED and not copy.stop_requested:
+            if yielded and entry.state is MappingState.MAPPED and not copy.stop_requested:
                 self._crew.push(copy)
                 return
-            memory = self._take_unused(entry)
+            memory = entry.take_unused()
         copy.on_ended(copy, "stopped" if yielded else error)
         if memory is not None:
             memory.close()
-
-    def _take_unused(self, entry: _Mapped) -> PeerMemory | None:
-        """The memory of a detached peer that no copy reads any more, to be closed outside the lock."""
-        if entry.state is not _State.DETACHED or entry.running:
-            return None
-        memory, entry.memory, entry.source = entry.memory, None, None
-        return memory
 
     def _end_soon(self, copy: PageCopy, error: str) -> None:
         self._loop.call_soon(lambda: copy.on_ended(copy, error))
