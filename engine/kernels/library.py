@@ -1,4 +1,4 @@
-"""The C++ kernels through ctypes, which lets other Python threads run while a kernel computes.
+"""The C++ kernels through ctypes, which lets other Python threads run while a kernel computes (but not while it plans).
 
 `AttentionStep` mirrors csrc/attention_types.h field by field; loading compares its size with the library's.
 """
@@ -132,9 +132,9 @@ class Library:
         self.scratch_bytes = handle.pd_scratch_bytes
         self.scratch_bytes.argtypes = (_I32, _I32, _I32)
         self.scratch_bytes.restype = _I64
-        self.plan = handle.pd_plan
-        self.plan.argtypes = (_PTR,)
-        self.plan.restype = _I32
+        # Too short to let others run: a step would wait for the interpreter until they are done, which can take longer
+        # than all that it does in Python itself.
+        self.plan = ctypes.PYFUNCTYPE(_I32, _PTR)(("pd_plan", handle))
         self.attend = handle.pd_attend
         self.attend.argtypes = (_PTR, _I64, _PTR, _PTR, _PTR, _PTR)
         self.attend.restype = None
