@@ -148,7 +148,7 @@ def _is_deploying(status: ServeStatus, name: str) -> bool:
         return True
     if application.status == "DEPLOY_FAILED":
         raise RuntimeError(f"Serve could not deploy {name}: {application.message}")
-    return application.status == "DEPLOYING"
+    return bool(application.status == "DEPLOYING")
 
 
 def _wait_for_controller(starting: Future[None]) -> None:
