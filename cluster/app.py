@@ -14,7 +14,8 @@ import ray
 from ray import serve
 from ray.serve import Application, Deployment
 
-from cluster.config import ClusterConfig, ReplicaSection
+from cluster.config import ClusterConfig
+from cluster.config_sections import ReplicaSection
 from cluster.directory import Directory
 from cluster.ingress import ingress_mode
 from cluster.placement import shortfalls

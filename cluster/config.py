@@ -23,8 +23,6 @@ from cluster.config_sections import (
     TransferSection,
 )
 
-__all__ = ["ClusterConfig", "ReplicaSection"]
-
 
 class ClusterConfig(Section):
     """A whole cluster. The defaults work on a laptop, with the embedded model."""

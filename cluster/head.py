@@ -17,11 +17,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from cluster.address import is_ipv6, reachable_url
 from cluster.config import ClusterConfig
@@ -32,16 +29,13 @@ from cluster.launch_output import Progress, print_tools, print_usage
 from cluster.model_folder import EMBEDDED, NoModel, embedded_model_is_ready, model_folder
 from cluster.node_start import noticed_at_once
 from cluster.placement import shortfalls
-from cluster.readiness import StartFailed, check_port_free, wait_until_healthy
+from cluster.readiness import StartFailed, check_port_free
+from cluster.serve_start import serve_application
 from cluster.tls import BadCertificate
 from router.auth_file import read_keys
 
-if TYPE_CHECKING:
-    from ray.serve.schema import ServeStatus
-
 _PR_SET_PDEATHSIG = 1
 _DASHBOARD_TIMEOUT_S = 60.0
-_SERVE_CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 _OBJECT_STORE_BYTES = 100 << 20  # KV never goes through Ray
 
 
@@ -104,73 +98,14 @@ def _start(application: ServeApplication, options: argparse.Namespace, progress:
     if fetching is not None and fetching.wait() != 0:
         raise StartFailed("the embedded model could not be fetched; the reason stands above")
     importing.join()
-    from ray import serve
-
     _check_placement(application.config)
     progress(f"Ray is up; starting Serve behind {ingress_mode(os.environ).value}")
     url = reachable_url(application.host, application.port, tls=application.tls is not None)
-    try:
-        tls = {} if application.tls is None else application.tls.http_options()
-        http = {"host": application.host, "port": application.port, **tls}
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="serve") as pool:
-            proxies = pool.submit(serve.start, http_options=http)
-            _wait_for_controller(proxies)
-            if proxies.done():
-                proxies.result()  # Serve did not start: running the application would start it in its own way
-            progress("starting the replicas, which load the model")
-            _deploy(application)
-            wait_for_proxies(proxies, progress)
-            wait_until_healthy(url, is_starting=lambda: _is_deploying(serve.status(), application.name))
-    except RuntimeError as error:
-        raise StartFailed("\n".join([str(error), *_complaints(serve.status())])) from error
+    serve_application(application, url, progress)
     progress("ready")
     late.start(context.dashboard_url)
     print_usage(url)
     print_tools(context.address_info["gcs_address"], late.dashboard_url(timeout_s=_DASHBOARD_TIMEOUT_S))
-
-
-def _deploy(application: ServeApplication) -> None:
-    """Hand it to Serve, without Serve's own wait, which looks at it once a second."""
-    from ray import serve
-
-    from cluster.app import build_app
-
-    target = serve.RunTarget(
-        build_app(application.config), name=application.name, route_prefix=application.route_prefix
-    )
-    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-
-
-def _is_deploying(status: ServeStatus, name: str) -> bool:
-    """Raises `RuntimeError` when Serve has given the application up."""
-    application = status.applications.get(name)
-    if application is None:
-        return True
-    if application.status == "DEPLOY_FAILED":
-        raise RuntimeError(f"Serve could not deploy {name}: {application.message}")
-    return bool(application.status == "DEPLOYING")
-
-
-def _wait_for_controller(starting: Future[None]) -> None:
-    """Until Serve takes applications. Its proxies are not there by then, but replicas can load a model meanwhile."""
-    import ray
-
-    while not starting.done():
-        with contextlib.suppress(ValueError):
-            ray.get_actor(_SERVE_CONTROLLER, namespace="serve")
-            return
-        time.sleep(0.05)
-
-
-def wait_for_proxies(starting: Future[None], progress: Progress) -> None:
-    """Until Serve's own start is over. On a busy machine it gives up on proxies that its controller replaces or that
-    take longer: whether HTTP comes in is then for the health check to say."""
-    from ray.exceptions import RayActorError
-
-    try:
-        starting.result()
-    except (RayActorError, TimeoutError) as error:
-        progress(f"Serve's proxies are late, waiting for them: {str(error).splitlines()[0]}")
 
 
 def _set_environment(env_file: Path, folder: Path, *, haproxy: bool) -> None:
@@ -215,16 +150,6 @@ def _check_placement(config: ClusterConfig) -> None:
     if lines := shortfalls(config.resolve(cluster_cpus=resources.get("CPU", 1.0)), resources):
         remedy = "lower num_cpus (or num_replicas, num_gpus, resources) in the configuration"
         raise StartFailed("\n".join(["this machine has too little for the configured pools", *lines, remedy]))
-
-
-def _complaints(status: ServeStatus) -> list[str]:
-    """What deployments that are not healthy say of themselves."""
-    return [
-        f"{name}: {deployment.message}"
-        for application in status.applications.values()
-        for name, deployment in application.deployments.items()
-        if deployment.message
-    ]
 
 
 def _fetch_model(config: ClusterConfig, progress: Progress) -> subprocess.Popen[bytes] | None:

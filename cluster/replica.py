@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +29,6 @@ from protocol.membership import ReplicaRole
 
 if TYPE_CHECKING:
     from cluster.worker import ReplicaWorker, WorkerConfig
-
-log = logging.getLogger(__name__)
 
 _THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 _LAST_WORDS_S = 1.0  # of the shutdown budget, to sign off and close the ports

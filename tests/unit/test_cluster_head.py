@@ -9,9 +9,10 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from cluster.config import ClusterConfig
-from cluster.head import check_router_files, wait_for_proxies
+from cluster.head import check_router_files
 from cluster.launch_output import Progress
 from cluster.readiness import StartFailed
+from cluster.serve_start import is_deploying, wait_for_proxies
 
 
 def failed(error: Exception) -> Future[None]:
@@ -42,3 +43,17 @@ def test_files_of_the_router_are_read_before_anything_starts(tmp_path: Path) -> 
         check_router_files(config)
     template.write_text("{{ messages }}")
     check_router_files(config)
+
+
+@pytest.mark.parametrize(("state", "starts"), [("DEPLOYING", True), ("RUNNING", False), ("UNHEALTHY", False)])
+def test_serve_is_asked_whether_it_still_starts_the_application(state: str, starts: bool) -> None:
+    from ray.serve.schema import ApplicationStatusOverview, ServeStatus
+
+    overview = ApplicationStatusOverview(status=state, message="", last_deployed_time_s=0.0, deployments={})
+    assert is_deploying(ServeStatus(applications={"pd": overview}), "pd") is starts
+    assert is_deploying(ServeStatus(applications={}), "pd"), "Serve has not heard of it yet"
+    overview = ApplicationStatusOverview(
+        status="DEPLOY_FAILED", message="no such model", last_deployed_time_s=0.0, deployments={}
+    )
+    with pytest.raises(RuntimeError, match="could not deploy pd: no such model"):
+        is_deploying(ServeStatus(applications={"pd": overview}), "pd")
