@@ -236,7 +236,8 @@ class DecodeActions:
         self.counters.admitted += 1
         self._ports.observe(DecodeStage.RECEIVING, now - record.granted_at)
         if handoff.computed_at:
-            self._ports.observe(DecodeStage.HANDOVER, self._ports.unix_time() - handoff.computed_at)
+            seconds = self._ports.unix_time() - handoff.computed_at
+            self._ports.observe(DecodeStage.HANDOVER, max(0.0, seconds))  # two hosts' clocks: theirs may be ahead
 
     # ---- ending -----------------------------------------------------------------------------------------------
 

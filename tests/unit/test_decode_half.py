@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from decode.counters import DecodeStage
@@ -143,6 +144,19 @@ def test_a_room_is_joined_reserved_copied_admitted_and_finished() -> None:
     pair.half.link_lost(LINK)
     assert not list(pair.half.traffic.by_peer())
     assert pair.half.traffic.by_transport["test"].copies == 2
+
+
+def test_a_handover_from_a_host_whose_clock_is_ahead_took_no_time_rather_than_less() -> None:
+    pair = Pair()
+    pair.open()
+    for message in pair.compute():
+        ahead = isinstance(message, Handoff)
+        pair.hear([msgspec.structs.replace(message, computed_at=message.computed_at + 60) if ahead else message])
+    for number in (0, 1):
+        pair.decode.copy((ROOM, number))
+    assert pair.decode.stages[-1] is DecodeStage.HANDOVER  # and none was negative, which its bench would refuse
+    pair.decode.run()
+    pair.assert_clean()
 
 
 def test_one_link_serves_all_rooms_of_a_replica_until_it_is_lost() -> None:
