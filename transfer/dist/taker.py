@@ -20,8 +20,8 @@ from transfer.memory import PeerMemory
 from transfer.wire import Status, WireError
 from transfer.wire_requests import REPLY_BYTES, Reply, decode_reply, encode_request, unpack_runs
 
-_MESSAGES = 3
-"""Under way at a time."""
+_MESSAGES = 2
+"""Under way at a time, while one that has come is unpacked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Taker:
         self._connection = connection
         self._group = group
         self._limited = limited
-        self._parts = Parts(np.frombuffer(pool.view, dtype=np.uint8), order.page_bytes, num_buffers=_MESSAGES)
+        self._parts = Parts(np.frombuffer(pool.view, dtype=np.uint8), order.page_bytes, num_buffers=_MESSAGES + 1)
         self._asked: deque[_Message] = deque()
         self._pending: deque[tuple[_Message, Pending]] = deque()
 
@@ -112,7 +112,7 @@ class Taker:
             if reply != message.reply:
                 raise WireError(f"the giver answers {reply} where {message.reply} was expected")
         coming.wait()
-        message.part.copy()
         self._receive()
+        message.part.copy()
         if message.is_last:
             self._channel.send(Landed(job=message.job))
