@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 
+import numpy as np
 import torch
 
 from engine.attention.backend import AttentionShape
@@ -74,7 +75,8 @@ class FusedDecoder:
         if batch.num_tokens > self._capacity:
             self._grow(-(-batch.num_tokens // 256) * 256)
         rows = batch.logit_rows.shape[0]
-        logits = torch.empty((rows, self._config.vocab_size), dtype=torch.float32)
+        # By numpy, which keeps the interpreter: the thread that fills masks has just been woken, and would take it.
+        logits = torch.from_numpy(np.empty((rows, self._config.vocab_size), np.float32))
         arguments = self._batch
         arguments.token_ids = batch.token_ids.data_ptr()
         arguments.logit_rows = batch.logit_rows.data_ptr()
