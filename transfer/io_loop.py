@@ -129,16 +129,17 @@ class IoLoop:
 
     def _run(self) -> None:
         while True:
-            # Asked twice, because a process that was stopped wakes with nothing, whatever has come meanwhile, and time
-            # limits would be over that were kept.
-            for fd, _ in self._epoll.poll(self._sleep_s()) or self._epoll.poll(0):
+            # A time limit is over when it was before we looked for what had come: this process may be stopped anywhere
+            # below, and what came meanwhile, in time, is seen only when it looks again.
+            now = self._clock()
+            for fd, _ in self._epoll.poll(self._sleep_s()):
                 if fd == self._wakeup:
                     os.eventfd_read(self._wakeup)
                 elif fd in self._watched:  # or else forgotten since, by another's callback
                     self._guarded(self._watched[fd][1])
             for _ in range(len(self._ready)):
                 self._guarded(self._ready.popleft())
-            for timer in self._due():
+            for timer in self._due(now):
                 if timer.callback is not None:
                     self._guarded(timer.callback)
             if self._closing and not self._ready:
@@ -160,11 +161,9 @@ class IoLoop:
             self._looking_until = self._timers[0][0]
             return min(max(self._looking_until - self._clock(), 0.0), _LOOK_S)
 
-    def _due(self) -> list[Timer]:
+    def _due(self, now: float) -> list[Timer]:
+        due: list[Timer] = []
         with self._lock:
-            if not self._timers:
-                return []
-            now, due = self._clock(), []
             while self._timers and self._timers[0][0] <= now:
                 due.append(heapq.heappop(self._timers)[2])
             return due
