@@ -10,8 +10,8 @@ until the transfer layer has acknowledged the end of every copy (DRAINED, which 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
+from protocol.endings import Ending
 from protocol.rooms import AbortReason, FailureCode
 from protocol.transitions import Move, Transitions
 
@@ -211,16 +211,6 @@ DECODE_TABLE: Transitions[DecodeState, DecodeEvent, DecodeAction] = Transitions(
         },
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """What the two others hear of a room that an event ended."""
-
-    code: FailureCode
-    """For the router, where the table says `RoomFailed`."""
-    reason: AbortReason
-    """For prefill, and for the tombstone."""
 
 
 DECODE_ENDINGS: dict[DecodeEvent, Ending] = {

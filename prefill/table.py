@@ -7,8 +7,8 @@ The table is the one in docs/protocol.md, as data. `PrefillHalf` carries it out;
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
+from protocol.endings import Ending
 from protocol.rooms import AbortReason, FailureCode
 from protocol.transitions import Move, Transitions
 
@@ -174,16 +174,6 @@ PREFILL_TABLE: Transitions[PrefillState, PrefillEvent, PrefillAction] = Transiti
         },
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """What the two others hear of a room that an event ended."""
-
-    code: FailureCode
-    """For the router, where the table says `RoomFailed`."""
-    reason: AbortReason
-    """For decode, and for the tombstone."""
 
 
 PREFILL_ENDINGS: dict[PrefillEvent, Ending] = {

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from engine.engine import Engine
 from engine.outputs import StepOutput, TokenOutput
 from engine.request import Request
-from protocol.sampling import SamplingParams
+from protocol.sampling import FinishReason, SamplingParams
 
 
 def greedy(max_tokens: int, **more: object) -> SamplingParams:
@@ -53,3 +53,16 @@ def assert_idle(engine: Engine) -> None:
     load = engine.load()
     assert (load.waiting_requests, load.running_requests, load.waiting_tokens) == (0, 0, 0)
     assert load.free_pages + load.cached_pages == load.total_pages
+
+
+def ends(engine: Engine) -> tuple[dict[object, FinishReason | None], dict[object, str]]:
+    """How each request finished, and which failed by their grammars and why."""
+    finished: dict[object, FinishReason | None] = {}
+    failed: dict[object, str] = {}
+    while engine.has_work():
+        output = step(engine)
+        finished |= {token.request.key: token.finish for token in output.tokens if token.finish is not None}
+        assert all(each.by_grammar for each in output.failed)
+        failed |= {each.request.key: each.why for each in output.failed}
+    assert_idle(engine)
+    return finished, failed

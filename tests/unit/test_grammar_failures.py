@@ -19,7 +19,7 @@ from engine.sampling import Sampled, Sampler, SampleRow
 from protocol.membership import ReplicaRole
 from protocol.rooms import Abort, AbortReason, FailureCode, OpenDecode, OpenGenerate, OpenPrefill, Room, RoomFailed
 from protocol.sampling import FinishReason
-from tests.unit.engine_driver import assert_idle, step
+from tests.unit.engine_driver import ends, step
 from tests.unit.grammars import COMPILER, LIMITS, TOKENIZER, constrained, masks, regex
 from tests.unit.rooms.bench import DecodeBench, PrefillBench, job, open_decode, open_generate, open_prefill
 from tests.unit.toy_model import VOCAB, GreedySampler, toy_engine, toy_generate
@@ -83,19 +83,6 @@ def request(key: str, matcher: object | None = None, pattern: str = "[a-z]{12}")
 
 def engine_with(masks: MaskFiller) -> Engine:
     return toy_engine(pages=200, limits=LIMITS, sampler=Sampler(), masks=masks)[0]
-
-
-def ends(engine: Engine) -> tuple[dict[object, FinishReason | None], dict[object, str]]:
-    """How each request finished, and which failed by their grammars and why."""
-    finished: dict[object, FinishReason | None] = {}
-    failed: dict[object, str] = {}
-    while engine.has_work():
-        output = step(engine)
-        finished |= {token.request.key: token.finish for token in output.tokens if token.finish is not None}
-        assert all(each.by_grammar for each in output.failed)
-        failed |= {each.request.key: each.why for each in output.failed}
-    assert_idle(engine)
-    return finished, failed
 
 
 def test_only_the_row_that_is_stuck_is_given_up(hasty: MaskFiller, stuck: Stuck) -> None:

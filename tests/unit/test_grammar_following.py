@@ -16,7 +16,7 @@ from engine.grammar.masks import MaskFiller
 from engine.request import Request
 from engine.sampling import Sampler
 from protocol.sampling import FinishReason, Grammar
-from tests.unit.engine_driver import assert_idle, run, step, tokens_of
+from tests.unit.engine_driver import assert_idle, ends, run, step, tokens_of
 from tests.unit.grammars import COMPILER, END, LIMITS, RECORD, TOKENIZER, constrained, masks, regex
 from tests.unit.toy_model import VOCAB, toy_engine
 
@@ -81,19 +81,6 @@ def following(key: object, matcher: object, grammar: Grammar = LETTERS) -> Reque
     made = constrained(key, grammar)
     made.constraint._matcher = matcher  # type: ignore[union-attr]
     return made
-
-
-def ends(engine: Engine) -> tuple[dict[object, FinishReason | None], dict[object, str]]:
-    """How each request finished, and which failed by their grammars and why."""
-    finished: dict[object, FinishReason | None] = {}
-    failed: dict[object, str] = {}
-    while engine.has_work():
-        output = step(engine)
-        finished |= {token.request.key: token.finish for token in output.tokens if token.finish is not None}
-        assert all(each.by_grammar for each in output.failed)
-        failed |= {each.request.key: each.why for each in output.failed}
-    assert_idle(engine)
-    return finished, failed
 
 
 def test_the_filling_thread_tells_the_matcher(masks: MaskFiller) -> None:

@@ -43,7 +43,6 @@ class GroupDoor:
         timings: TransferTimings | None = None,
     ) -> None:
         self._backend: BackendName = backend
-        self._clock = clock
         self._timings = timings or TransferTimings()
         self._region = ServedRegion(
             view=memory.view, fd=memory.reading_fd, page_bytes=page_bytes, num_pages=num_pages, boot=boot, secret=secret
