@@ -1,4 +1,4 @@
-"""Clusters of ours in several configurations, each derived from one Serve configuration file and started in turn."""
+"""Clusters of ours in several configurations, each derived from one Serve configuration file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add_configured_options(parser: argparse.ArgumentParser) -> None:
     """Give a command line the options that `configured_systems` takes."""
     parser.add_argument("--config", type=Path, required=True, help="Serve configuration that the systems are made from")
     parser.add_argument("--start", default=START, help="command that serves {config} on {port} until interrupted")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, default=8000, help="of the first system; the next has the next, and so on")
     add_start_options(parser)
 
 
@@ -29,11 +29,11 @@ def configured_systems(settings: Mapping[str, Mapping[str, Any]], arguments: arg
     base = yaml.safe_load(arguments.config.read_text())
     arguments.logs.mkdir(parents=True, exist_ok=True)
     systems = []
-    for name, own in settings.items():
+    for port, (name, own) in enumerate(settings.items(), start=arguments.port):
         path = arguments.logs / f"{name.replace(' ', '-')}.yaml"
         path.write_text(yaml.safe_dump(derive(base, own)))
-        command = arguments.start.format(config=path, port=arguments.port)
-        systems.append(System(name=name, url=f"http://127.0.0.1:{arguments.port}", command=command))
+        command = arguments.start.format(config=path, port=port)
+        systems.append(System(name=name, url=f"http://127.0.0.1:{port}", command=command))
     return systems
 
 

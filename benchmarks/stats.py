@@ -24,3 +24,7 @@ def median(values: Sequence[float]) -> float | None:
 
 def milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else seconds * 1e3
+
+
+def added_percent(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else (after - before) / before * 100

@@ -1,7 +1,8 @@
 """Systems under test: servers at a URL, started and stopped by the benchmark when a command is given.
 
-Systems of one run live one after another, so that none disturbs the others. A started system may detach processes of
-its own (Ray does); the benchmark is the reaper of its descendants, so all of them can be counted and ended.
+Systems of one run live one after another, or together where they are asked in turn and none does anything unasked. A
+started system may detach processes of its own (Ray does); the benchmark is the reaper of its descendants, so all of
+them can be counted and ended.
 """
 
 from __future__ import annotations
@@ -67,53 +68,61 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 @contextlib.asynccontextmanager
-async def running(system: System, *, ready_s: float, log_folder: Path) -> AsyncIterator[None]:
-    """The system, answering `/health`; stopped at the end, if it was started here.
+async def running(*systems: System, ready_s: float, log_folder: Path) -> AsyncIterator[None]:
+    """The systems, all of them answering `/health`; at the end those are stopped that were started here. Within another
+    such block nothing may be started: the end of either stops it.
 
-    Raises RuntimeError when it exits or is not ready within `ready_s`; its output is in `log_folder`.
+    Raises RuntimeError when one exits or is not ready within `ready_s`; its output is in `log_folder`.
     """
     deadline = time.monotonic() + ready_s
-    if system.command is None:
-        await _wait_ready(system, deadline=deadline, process=None)
-        yield
-        return
     adopt_orphans()
-    log_path = log_folder / f"{system.name.replace(' ', '-')}.log"
-    process = _start(system.command, log_path)
+    processes = [_start(system, log_folder) for system in systems]
     try:
-        try:
-            await _wait_ready(system, deadline=deadline, process=process)
-        except RuntimeError as error:
-            raise RuntimeError(f"{error}; its output is in {log_path}") from error
+        await asyncio.gather(
+            *(_wait_ready(*pair, deadline, log_folder) for pair in zip(systems, processes, strict=True))
+        )
         yield
     finally:
-        await asyncio.to_thread(_stop, process)
+        await asyncio.to_thread(_stop, [process for process in processes if process is not None])
 
 
-def _start(command: str, log_path: Path) -> subprocess.Popen[bytes]:
+def _log(system: System, folder: Path) -> Path:
+    return folder / f"{system.name.replace(' ', '-')}.log"
+
+
+def _start(system: System, log_folder: Path) -> subprocess.Popen[bytes] | None:
     """In a session of its own: a Ctrl-C at the terminal reaches it once, through `_stop`, and not twice."""
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    with log_path.open("wb") as log:
-        return subprocess.Popen(shlex.split(command), stdout=log, stderr=log, start_new_session=True)
+    if system.command is None:
+        return None
+    log_folder.mkdir(parents=True, exist_ok=True)
+    with _log(system, log_folder).open("wb") as log:
+        return subprocess.Popen(shlex.split(system.command), stdout=log, stderr=log, start_new_session=True)
 
 
-async def _wait_ready(system: System, *, deadline: float, process: subprocess.Popen[bytes] | None) -> None:
+async def _wait_ready(
+    system: System, process: subprocess.Popen[bytes] | None, deadline: float, log_folder: Path
+) -> None:
+    where = "" if process is None else f"; its output is in {_log(system, log_folder)}"
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
         while time.monotonic() < deadline:
             if process is not None and process.poll() is not None:
-                raise RuntimeError(f"{system.name} exited with status {process.returncode} before it was ready")
+                raise RuntimeError(f"{system.name} exited with status {process.returncode} before it was ready{where}")
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                 async with session.get(f"{system.url.rstrip('/')}/health") as response:
                     if response.status == 200 and b"degraded" not in await response.read():
                         return  # degraded is our router before it has seen both pools
             await asyncio.sleep(_POLL_S)
-    raise RuntimeError(f"{system.name} at {system.url} was not ready in time")
+    raise RuntimeError(f"{system.name} at {system.url} was not ready in time{where}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt the command as Ctrl-C would, then end whatever of it is still there."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
+def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Interrupt the commands as Ctrl-C would, then end whatever of them is still there."""
+    if not processes:
+        return
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+    for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_S)
     if left := end_descendants():
