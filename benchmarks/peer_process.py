@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.pages import BOOT, LAYOUT, SECRET
+from benchmarks.slow_link import LOOPBACK, Link
 from protocol.handshake import RegionTicket
 from transfer.door import Door
 from transfer.memory import SharedMemory
@@ -36,9 +37,9 @@ _Ready = TypeVar("_Ready", bound=PeerReady)
 
 
 @contextmanager
-def peer(module: str, *arguments: object, ready: type[_Ready]) -> Iterator[_Ready]:
-    """A peer in its own process, for as long as the context lasts."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
+def peer(module: str, *arguments: object, ready: type[_Ready], link: Link = LOOPBACK) -> Iterator[_Ready]:
+    """A peer in its own process at the other end of `link`, for as long as the context lasts."""
+    command = [*link.command, sys.executable, "-m", module, *map(str, arguments)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -67,14 +68,20 @@ def filled_pool(nbytes: int) -> SharedMemory:
 
 
 def serve_pool(
-    memory: SharedMemory, *, page_bytes: int, num_pages: int, secret: bytes, doors: Sequence[Door]
+    memory: SharedMemory,
+    *,
+    page_bytes: int,
+    num_pages: int,
+    secret: bytes,
+    doors: Sequence[Door],
+    host: str = LOOPBACK.there,
 ) -> PageServer:
     return PageServer(
         memory=memory,
         page_bytes=page_bytes,
         num_pages=num_pages,
         layout=LAYOUT,
-        host="127.0.0.1",
+        host=host,
         boot=BOOT,
         secret=secret,
         doors=doors,

@@ -1,10 +1,11 @@
 """How fast pages move through process groups, against gloo's own send and receive of one contiguous span.
 
-    python -m benchmarks.process_groups [--write]
+    python -m benchmarks.process_groups [--link-gbit 10] [--write]
 
 A process of its own plays the peer. Every round measures all ways one after the other, plain gloo among them, so that a
 busy machine slows all of them; shares are medians of the rounds' own shares. Plain gloo has both replicas in the group
-themselves, which is what `transfer/dist` avoids.
+themselves, which is what `transfer/dist` avoids. With `--link-gbit` the peer is behind a link of that speed, as on a
+host of its own, but for the processors, which both ends still share.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -23,6 +25,7 @@ from benchmarks.pages import ADDRESS, BOOT, LAYOUT, SECRET, contiguous, human, s
 from benchmarks.peer_process import PeerReady, filled_pool, peer, read_secret, say_ready, serve_pool
 from benchmarks.report import Report, Table, add_report_options, finish
 from benchmarks.rounds import Ways, measure
+from benchmarks.slow_link import LOOPBACK, Link, slow_link
 from benchmarks.timed_fetch import timed_fetch
 from transfer.checksum import page_checksums
 from transfer.doors import DoorParts, open_doors
@@ -40,10 +43,10 @@ class GroupPeerReady(PeerReady):
 class PlainGloo:
     """One side of a group that the process itself is in; `memory` is sent from or received into."""
 
-    def __init__(self, memory: SharedMemory, store: TCPStore, rank: int) -> None:
+    def __init__(self, memory: SharedMemory, store: TCPStore, rank: int, host: str) -> None:
         gloo: Any = torch.distributed.ProcessGroupGloo  # torch's stubs leave most of it out
         options = gloo._Options()
-        options._devices = [gloo.create_device(hostname="127.0.0.1")]
+        options._devices = [gloo.create_device(hostname=host)]
         options._timeout = _TIMEOUT
         self._group = gloo(store, rank, 2, options)
         self._bytes = torch.frombuffer(memory.view, dtype=torch.uint8)
@@ -68,8 +71,8 @@ class PlainGloo:
         return time.perf_counter() - begin
 
 
-def serve(page_bytes: int, num_pages: int) -> None:
-    """Be the peer until plain gloo is told to end."""
+def serve(page_bytes: int, num_pages: int, host: str) -> None:
+    """Be the peer, at `host`, until plain gloo is told to end."""
     secret = read_secret()
     memory = filled_pool(page_bytes * num_pages)
     parts = DoorParts(
@@ -79,15 +82,15 @@ def serve(page_bytes: int, num_pages: int) -> None:
         replica_id=ADDRESS.replica_id,
         boot=BOOT,
         secret=secret,
-        host="127.0.0.1",
-        bind_host="127.0.0.1",
+        host=host,
+        bind_host=host,
     )
     doors = open_doors("gloo", parts)
-    server = serve_pool(memory, page_bytes=page_bytes, num_pages=num_pages, secret=secret, doors=doors)
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=_TIMEOUT)
+    server = serve_pool(memory, page_bytes=page_bytes, num_pages=num_pages, secret=secret, doors=doors, host=host)
+    store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_TIMEOUT)
     checksums = page_checksums(memory.view, page_bytes, range(num_pages))
     say_ready(GroupPeerReady(ticket=server.ticket(), store_port=store.port, checksums=checksums))
-    PlainGloo(memory, store, 0).serve()
+    PlainGloo(memory, store, 0, host).serve()
     server.close()
     for door in doors:
         door.close(timeout_s=10)
@@ -99,14 +102,14 @@ def fetch(fetcher: PageFetcher, source: Sequence[int], target: Sequence[int], ch
     return timed_fetch(fetcher, job, transport="gloo")
 
 
-def groups(ready: GroupPeerReady, sizes: list[int], *, rounds: int) -> Table:
+def groups(ready: GroupPeerReady, link: Link, sizes: list[int], *, rounds: int) -> Table:
     """A row for each size."""
     ticket, size = ready.ticket, ready.ticket.page_bytes
     columns = ["bytes", "plain gloo", "pages", "of plain", "verified", "of plain", "scattered", "of contiguous"]
     table = Table(title=f"bandwidth in GB/s, pages of {size >> 10} KB", columns=columns)
     with SharedMemory(ticket.num_pages * size, shared_writable=True) as memory:
-        store = TCPStore("127.0.0.1", ready.store_port, is_master=False, timeout=_TIMEOUT)
-        plain = PlainGloo(memory, store, 1)
+        store = TCPStore(link.there, ready.store_port, is_master=False, timeout=_TIMEOUT)
+        plain = PlainGloo(memory, store, 1, link.here)
         fetcher = PageFetcher(
             memory=memory,
             page_bytes=size,
@@ -143,7 +146,8 @@ def groups(ready: GroupPeerReady, sizes: list[int], *, rounds: int) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--serve", nargs=2, type=int, metavar=("PAGE_BYTES", "PAGES"), help="be the peer (internal)")
+    parser.add_argument("--serve", nargs=3, metavar=("PAGE_BYTES", "PAGES", "HOST"), help="be the peer (internal)")
+    parser.add_argument("--link-gbit", type=float, help="speed of a link to the peer (default: over the loopback)")
     parser.add_argument("--page-kb", type=int, default=16, help="page size in KB (default: %(default)s)")
     parser.add_argument("--max-mb", type=int, default=256, help="largest transfer in MB (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="the median counts (default: %(default)s)")
@@ -151,13 +155,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.serve:
-        serve(*options.serve)
+        page_bytes, num_pages, host = int(options.serve[0]), int(options.serve[1]), options.serve[2]
+        serve(page_bytes, num_pages, host)
         return
     page_bytes = options.page_kb << 10
     sizes = [size for size in (64 << 10, 1 << 20, 16 << 20, 64 << 20, 256 << 20) if size <= options.max_mb << 20]
     num_pages = max(sizes) // page_bytes
-    with peer("benchmarks.process_groups", "--serve", page_bytes, num_pages, ready=GroupPeerReady) as ready:
-        table = groups(ready, sizes, rounds=options.rounds)
+    with ExitStack() as stack:
+        link = stack.enter_context(slow_link(options.link_gbit)) if options.link_gbit else LOOPBACK
+        served = ("--serve", page_bytes, num_pages, link.there)
+        ready = stack.enter_context(peer("benchmarks.process_groups", *served, ready=GroupPeerReady, link=link))
+        table = groups(ready, link, sizes, rounds=options.rounds)
     report = Report(
         name="process-groups",
         purpose="Pages moved through gloo's process groups, against gloo's own send and receive of one span.",
