@@ -1,7 +1,8 @@
 """Timelines of requests (docs/timelines.md) as one trace in Chrome's JSON format, which Perfetto opens.
 
 Each replica, and the router, is a process of the trace. In a process, phases that overlap in time lie on rows of their
-own, since a row of this format can only nest. Times count from the arrival of the earliest request.
+own, since a row of this format can only nest. Times count from the arrival of the earliest request, or from the first
+phase where the clock of its host is so far behind that it seems to begin before: viewers drop what is before zero.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Span:
 
 def chrome_trace(timelines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The trace of requests by their names."""
-    began = min((timeline["received"] for timeline in timelines.values()), default=0.0)
+    began = min(map(_beginning, timelines.values()), default=0.0)
     tracks: dict[str, list[Span]] = {ROUTER: []}
     roles: dict[str, str] = {}
     for request, timeline in timelines.items():
@@ -49,6 +50,12 @@ def chrome_trace(timelines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         for row, span in _rows(tracks[replica]):
             events += _events(span, pid, row)
     return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _beginning(timeline: Mapping[str, Any]) -> float:
+    """Of a request, or of the phase that seems to begin before it, in Unix time."""
+    received: float = timeline["received"]
+    return received + min(0.0, *(phase["start_ms"] for phase in timeline["phases"])) / 1000
 
 
 def _request_span(request: str, timeline: Mapping[str, Any], offset_us: float) -> Span:

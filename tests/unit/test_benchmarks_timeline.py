@@ -93,6 +93,15 @@ def test_requests_are_put_on_one_scale_by_when_they_came() -> None:
     assert starts == {"early": 0.0, "late": 500_000.0}
 
 
+def test_nothing_begins_before_zero_whatever_the_clocks_of_the_hosts_say() -> None:
+    behind = timeline(received=1000.0)
+    behind["phases"][1]["start_ms"] = -250.0  # a viewer would drop it
+    trace = chrome_trace({"behind": behind, "later": timeline(received=1001.0)})
+    spans = {e["name"]: e for e in trace["traceEvents"] if e["ph"] == "X"}
+    assert min(e["ts"] for e in trace["traceEvents"] if e["ph"] == "X") == 0.0
+    assert [spans[name]["ts"] for name in ("behind", "later")] == [250_000.0, 1_250_000.0]
+
+
 def test_the_table_adds_up_the_copies_of_a_request() -> None:
     table = phase_table({"a": timeline(), "b": timeline()})
     rows = {(row[0], row[1]): row[2:] for row in table.rows}
