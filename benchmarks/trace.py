@@ -54,8 +54,9 @@ def chrome_trace(timelines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _beginning(timeline: Mapping[str, Any]) -> float:
     """Of a request, or of the phase that seems to begin before it, in Unix time."""
+    earliest_ms: float = min(0.0, *(phase["start_ms"] for phase in timeline["phases"]))
     received: float = timeline["received"]
-    return received + min(0.0, *(phase["start_ms"] for phase in timeline["phases"])) / 1000
+    return received + earliest_ms / 1000
 
 
 def _request_span(request: str, timeline: Mapping[str, Any], offset_us: float) -> Span:
