@@ -44,6 +44,12 @@ class ClusterConfig(Section):
     made anew for every deployment when neither is set."""
 
     @model_validator(mode="after")
+    def _secret_is_one(self) -> ClusterConfig:
+        if self.secret is not None and not self.secret.get_secret_value():
+            raise ValueError("secret is empty, which nobody can prove to know; choose a long one, or leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _cuda_finds_pools_on_gpus(self) -> ClusterConfig:
         if self.transfer.transport == "cuda" and self.model.device != "cuda":
             raise ValueError(

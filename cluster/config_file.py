@@ -97,6 +97,7 @@ def _readable(error: ValidationError) -> str:
     for each in error.errors():
         place = ".".join(["args", *map(str, each["loc"])])
         words = each["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(each["input"], dict) else f" is {each['input']!r}"
+        unsaid = isinstance(each["input"], dict) or each["loc"] == ("secret",)
+        given = "" if unsaid else f" is {each['input']!r}"
         lines.append(f"{place}{given}: {words}")
     return "\n".join(lines)

@@ -88,7 +88,8 @@ class TransferSection(Section):
     """Of KV on its way between hosts; `auto`: as it is stored. `int8` moves about half of bfloat16's bytes, and what
     comes out differs a little (benchmarks/results/ says how much). It concerns our own TCP alone: within a host `auto`
     moves KV as stored."""
-    num_threads: int = Field(default=1, ge=1)
+    num_threads: int = Field(default=1, ge=1, le=64)
+    """That copy pages, in each replica, within a host or out of `folder`."""
     ib_device: str = ""
     """Of `transport: mooncake`: the RDMA devices to use, with commas between them; empty for its own TCP."""
     folder: str | None = None

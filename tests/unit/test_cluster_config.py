@@ -85,6 +85,26 @@ def test_the_secret_is_not_printed() -> None:
     assert "sesame" not in repr(config) + str(config) + config.model_dump_json()
 
 
+def test_an_empty_secret_is_refused() -> None:
+    """Else each replica would refuse it, one start after the other."""
+    with pytest.raises(ValidationError, match=r"secret is empty.*choose a long one, or leave it out"):
+        ClusterConfig.model_validate({"secret": ""})
+
+
+def test_a_secret_of_the_wrong_type_is_not_printed_either(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("applications: [{args: {secret: 271828182845}}]")
+    with pytest.raises(BadConfigFile, match=r"args\.secret: Input should be a valid string") as caught:
+        ServeApplication.read(path)
+    assert "2718" not in str(caught.value)
+
+
+def test_threads_that_copy_are_bounded() -> None:
+    """Each is started with its replica."""
+    with pytest.raises(ValidationError, match=r"num_threads[\s\S]*less than or equal to 64"):
+        ClusterConfig.model_validate({"transfer": {"num_threads": 1_000_000_000}})
+
+
 def test_what_the_pools_ask_for_is_compared_with_what_is_there() -> None:
     pools = {
         "prefill": {"num_replicas": 2, "num_cpus": 3, "num_gpus": 1},
