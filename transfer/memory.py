@@ -131,9 +131,11 @@ class PeerMemory:
         self.view = memoryview(self._mapping)
 
     def close(self) -> None:
-        """Unmap it. Raises `BufferError` while something made from `view` is alive."""
-        self.view.release()
-        self._mapping.close()
+        """Unmap it: at once when nothing else refers to it, else when the last array made from it goes (one that a log
+        record of an error holds, say)."""
+        with contextlib.suppress(BufferError):
+            self.view.release()
+            self._mapping.close()
 
 
 def _available_bytes() -> int:

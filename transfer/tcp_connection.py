@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import logging
 import socket
 from collections.abc import Callable
 
@@ -23,6 +24,8 @@ from transfer.tcp_payload import Payload, bytes_on_the_way, encode_copy, payload
 from transfer.transport import TransferTimings
 from transfer.wire import Status, WireError
 from transfer.wire_requests import REPLY_BYTES, decode_reply
+
+logger = logging.getLogger(__name__)
 
 _CALL_BYTES = 1 << 20
 """Taken from the socket at a time, so that what landed is verified from the cache."""
@@ -165,6 +168,9 @@ class PageConnection:
             return
         except (OSError, WireError, LandingError, InjectedFault) as error:
             self.close(str(error))
+        except Exception as error:  # a bug: nothing more is received, or what was not verified would be taken for good
+            logger.exception("receiving pages failed")
+            self.close(f"receiving pages failed: {error!r}")
 
     def _send(self) -> None:
         assert self._sock is not None

@@ -21,6 +21,7 @@ from transfer_pools import (
     SECRET,
     WAIT_S,
     Breaker,
+    Bug,
     FakeClock,
     Gate,
     Receiver,
@@ -204,8 +205,9 @@ def test_copies_run_side_by_side_and_the_short_one_ends_first(pool):
     assert pool.receiver.page(89) == pool.peer.page(89)
 
 
-def test_a_piece_that_was_changed_on_its_way_is_taken_over_tcp(pool):
-    pool.switch.faults = Breaker(corrupting={"gloo"})
+@pytest.mark.parametrize("faults", [Breaker(corrupting={"gloo"}), Bug(transports={"gloo"})], ids=["changed", "bug"])
+def test_a_piece_that_is_not_verified_is_taken_over_tcp(pool, faults):
+    pool.switch.faults = faults
     result = pool.fetch([1, 2], [1, 2])
     assert (result.ok, result.transport) == (True, "tcp")
     assert pool.receiver.page(2) == pool.peer.page(2)

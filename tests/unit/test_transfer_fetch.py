@@ -7,7 +7,7 @@ import threading
 
 import msgspec
 import pytest
-from transfer_pools import LAYOUT, Breaker, Gate, Receiver, ServedPool, closing, open_fds
+from transfer_pools import LAYOUT, Breaker, Bug, FakeClock, Gate, Receiver, ServedPool, closing, open_fds
 
 from protocol.rooms import PeerAddress
 from transfer.fetcher import FetchJob, PageFetcher
@@ -85,6 +85,18 @@ def test_bytes_changed_on_the_way_are_noticed(pool, transport):
         receiver.fetcher.attach(pool.address, pool.ticket)
         assert not receiver.fetch(pool.address, [5], [5], checksums=pool.checksums([5])).ok
         assert receiver.fetch(pool.address, [5], [5]).ok  # nobody asked for verification
+
+
+def test_a_bug_fails_its_copy_at_once_and_no_other(pool, transport):
+    bug = Bug(transports={transport})
+    with closing(Receiver(transport=transport, faults=bug, clock=FakeClock())) as (receiver,):
+        receiver.fetcher.attach(pool.address, pool.ticket)
+        for _ in range(3):  # more than there are threads
+            result = receiver.fetch(pool.address, [5], [5], checksums=pool.checksums([5]))
+            assert not result.ok
+            assert "ValueError('a bug')" in result.error
+        bug.transports.clear()
+        assert receiver.fetch(pool.address, [5], [5], checksums=pool.checksums([5])).ok
 
 
 @pytest.mark.parametrize("faults", [Breaker(broken={"shm"}), Breaker(corrupting={"shm"})])

@@ -231,6 +231,20 @@ class Breaker:
             landed[0] ^= 1
 
 
+class Bug:
+    """Not a fault that anybody reckons with: over `transports` what landed is never verified."""
+
+    def __init__(self, *, transports: set[str]) -> None:
+        self.transports = transports
+
+    def before_copy(self, site: CopySite) -> None:
+        pass
+
+    def after_copy(self, site: CopySite, landed: memoryview) -> None:
+        if site.transport in self.transports:
+            raise ValueError("a bug")
+
+
 class Whims:
     """Faults that a schedule turns on and off."""
 

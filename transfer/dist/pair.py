@@ -11,6 +11,7 @@ such, and sees to it that the one or the other happens soon.
 from __future__ import annotations
 
 import enum
+import logging
 import os
 from collections import deque
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from transfer.landing import Landing, LandingError
 from transfer.transport import TransferTimings
 from transfer.wire import Want
 from transfer.wire_requests import pack_runs
+
+logger = logging.getLogger(__name__)
 
 _MAX_PIECES = 3
 """On their way at a time: while one is sent another waits at the giver, and a third is ordered."""
@@ -216,6 +219,9 @@ class Pair:
                 self._landing.landed(piece.copy, self._backend, piece.count)
             except (LandingError, InjectedFault) as failure:
                 error = str(failure)
+            except Exception as failure:  # a bug; the copy must be answered all the same
+                logger.exception("verifying pages failed")
+                error = f"verifying pages failed: {failure!r}"
         self._on_piece(piece.copy, error)
 
     def _fenced(self) -> None:
