@@ -60,7 +60,7 @@ def decode_body(body: bytes | memoryview) -> AnyMessage:
     """The message in one frame's body; raises `ProtocolError` for anything else."""
     try:
         return _DECODER.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # the last: nested too deep
         raise ProtocolError(f"not a message of this protocol: {error}") from error
 
 

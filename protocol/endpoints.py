@@ -166,7 +166,7 @@ async def connect(
     except asyncio.CancelledError:
         link.fail("connecting was cancelled")
         raise
-    except (OSError, OverflowError, UnicodeError) as error:  # also ports and host names that cannot exist
+    except (OSError, OverflowError, ValueError) as error:  # also ports and host names that cannot exist
         if isinstance(error, LinkError):
             raise
         raise LinkError(f"{address.replica_id} at {address.host}:{address.port}: {error}") from error

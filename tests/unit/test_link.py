@@ -157,6 +157,17 @@ async def test_unreachable_peer_is_a_link_error() -> None:
             await join(address, Recorder())
 
 
+@pytest.mark.parametrize("host", ["", "no\0name", "\ud800", "x" * 70 + ".name"])
+async def test_a_host_that_cannot_exist_is_a_link_error(host: str) -> None:
+    with pytest.raises(LinkError, match="nowhere"):
+        await join(PeerAddress("nowhere", 1, host, 1), Recorder())
+
+
+async def test_a_port_that_cannot_exist_is_a_link_error() -> None:
+    with pytest.raises(LinkError, match="nowhere"):
+        await join(PeerAddress("nowhere", 1, "127.0.0.1", 1 << 16), Recorder())
+
+
 @pytest.mark.parametrize(
     "garbage",
     [
@@ -167,6 +178,7 @@ async def test_unreachable_peer_is_a_link_error() -> None:
         encode_frame(Ping(1)),
         encode_frame(Challenge(1, b"n")),
         encode_frame(Abort(Room("r", 1), AbortReason.DEADLINE)),
+        struct.pack(">I", 16017) + b"\x94\xa7welcome\x95\xa1a\x00\xa1b\x00" + 16000 * b"\x91" + b"\x90",  # too deep
     ],
 )
 async def test_unauthenticated_bytes_change_nothing(
