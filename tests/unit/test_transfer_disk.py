@@ -173,6 +173,27 @@ def test_a_missing_page_is_not_waited_for_for_ever(pool, tmp_path):
         assert "is not there: do both replicas have the same folder" in receiver.wait_turning(clock, seconds=2).error
 
 
+def test_a_folder_that_went_away_is_waited_for_once(pool, tmp_path):
+    clock = FakeClock()
+    checksums = pool.checksums([1, 2, 3, 4])
+
+    def waits_in_vain(page: int) -> float:
+        began = clock()
+        receiver.start(pool.address, [page], [page], checksums=checksums[page - 1 : page])
+        assert f"page {page} did not come within" in receiver.wait_turning(clock, seconds=0.25).error
+        return clock() - began
+
+    with closing(receiver_in(tmp_path, clock=clock)) as (receiver,):
+        receiver.fetcher.attach(pool.address, pool.ticket)
+        away = tmp_path.rename(tmp_path.with_name("away"))
+        assert waits_in_vain(1) >= 10
+        assert waits_in_vain(2) < 5
+        away.rename(tmp_path)
+        pool.write([3])
+        assert receiver.fetch(pool.address, [3], [3], checksums=checksums[2:3]).ok
+        assert waits_in_vain(4) >= 10, "it has shown that it is back"
+
+
 def test_a_page_that_was_reused_before_the_writer_came_is_never_published(pool, tmp_path):
     before = pool.checksums([1, 2, 3])
     change(pool, 2)

@@ -23,6 +23,8 @@ class Shelf:
     """The folder `path`, which need not exist (yet)."""
 
     def __init__(self, path: Path) -> None:
+        self.is_doubtful = False
+        """Its reader's to say: whether the last page that was waited for did not come, and nothing has since."""
         self._path = path
         self._lock = threading.Lock()  # guards the index
         self._index = IndexReader(path)

@@ -2,9 +2,10 @@
 
 A copy here is queued, running or asleep. It sleeps when its next page is not in the index, which happens because an
 offer can be quicker than the writing of what it offers; it looks again soon, and less often the longer it waits. It
-fails when the page was refused, or when nothing has come for `_PATIENCE_S`. Copies run in a few threads of our own,
-which also read the index; the fetcher's loop only wakes sleepers, so a folder that hangs holds up nothing but the
-copies out of folders. Such a copy cannot be ended before the system lets go of it: stop is honoured between pieces.
+fails when the page was refused, or when nothing has come for `_PATIENCE_S`; those that follow then fail sooner, so that
+a folder that went away costs one request a pause, not each. Copies run in a few threads of our own, which also read the
+index; the fetcher's loop only wakes sleepers, so a folder that hangs holds up nothing but the copies out of folders.
+Such a copy cannot be ended before the system lets go of it: stop is honoured between pieces.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 _BLOCK_BYTES = 1 << 20
 _BLOCK_PAGES = 256
 _PATIENCE_S = 10.0
+_DOUBTFUL_S = 0.5
+"""In the place of that, out of a folder for which it has run out, until something comes of there again."""
 _REFUSED_S = 0.2
 """A refusal counts after this long: it may be an old one, of a page that was offered again since."""
 _FIRST_NAP_S = 0.001
@@ -159,6 +162,7 @@ class DiskTransport:
             copy.started_at = self._clock()
         self._landing.before(copy, self.name)
         packs.read(places, self._landing.bytes, copy.targets[block][: len(places)] * size, size)
+        shelf.is_doubtful = False
         self._landing.landed(copy, self.name, len(places))
         return True
 
@@ -186,7 +190,8 @@ class DiskTransport:
         refusal = shelf.refusal(copy.job.checksums[copy.done_pages])
         if refusal is not None and waited >= _REFUSED_S:
             return f"page {page} was not written: {refusal.words}"
-        if waited >= _PATIENCE_S:
+        if waited >= (_DOUBTFUL_S if shelf.is_doubtful else _PATIENCE_S):
+            shelf.is_doubtful = True
             return f"page {page} did not come within {waited:.1f} s; {shelf.state()}"
         return None
 
