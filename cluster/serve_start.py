@@ -8,6 +8,7 @@ wait. Needs Ray to be up.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -89,8 +90,19 @@ def wait_for_proxies(starting: Future[None], progress: Progress) -> None:
 def _complaints(status: ServeStatus) -> list[str]:
     """What deployments that are not healthy say of themselves."""
     return [
-        f"{name}: {deployment.message}"
+        f"{name}: {without_stacks(deployment.message)}"
         for application in status.applications.values()
         for name, deployment in application.deployments.items()
         if deployment.message
     ]
+
+
+def without_stacks(message: str) -> str:
+    """What Serve says first, and the exception that it tells of last. The stacks between are in the logs, twice, and
+    nobody would find the words among them."""
+    lines = message.splitlines()
+    frames = [number for number, line in enumerate(lines) if line.startswith("  File ")]
+    if not frames:
+        return message
+    after = itertools.dropwhile(lambda line: line.startswith("    "), lines[frames[-1] + 1 :])
+    return "\n".join([lines[0], *after])

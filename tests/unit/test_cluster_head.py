@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from cluster.config import ClusterConfig
 from cluster.head import check_router_files
 from cluster.launch_output import Progress
 from cluster.readiness import StartFailed
-from cluster.serve_start import is_deploying, wait_for_proxies
+from cluster.serve_start import is_deploying, wait_for_proxies, without_stacks
 
 
 def failed(error: Exception) -> Future[None]:
@@ -30,6 +31,23 @@ def test_late_proxies_are_left_to_the_health_check(error: Exception, capsys: pyt
 def test_what_else_goes_wrong_with_serve_ends_the_start() -> None:
     with pytest.raises(RuntimeError, match="no Serve"):
         wait_for_proxies(failed(RuntimeError("no Serve")), Progress())
+
+
+def test_why_a_replica_did_not_start_is_told_without_stacks() -> None:
+    def fail() -> None:
+        raise ValueError("transfer folder '/kv' is not a folder;\n  make it")
+
+    try:
+        fail()
+    except ValueError:
+        stack = traceback.format_exc()
+    told = f"The deployment failed to start 3 times in a row. Error:\nray::Prefill (pid=1)\nRuntimeError: {stack}"
+    assert without_stacks(told).splitlines() == [
+        "The deployment failed to start 3 times in a row. Error:",
+        "ValueError: transfer folder '/kv' is not a folder;",
+        "  make it",
+    ]
+    assert without_stacks("no resources\nat all") == "no resources\nat all"
 
 
 def test_files_of_the_router_are_read_before_anything_starts(tmp_path: Path) -> None:
