@@ -18,7 +18,7 @@ LAYERS, HEAD_DIM = 3, 2
 
 @dataclass(frozen=True, kw_only=True)
 class KVPool:
-    """One rank's pool: int32 values as uint8, the sequence's tokens in `pages`, garbage elsewhere."""
+    """One rank's pool: values of 32 bits as uint8, the sequence's tokens in `pages`, garbage elsewhere."""
 
     shape: PoolShape
     pages: list[int]
@@ -41,18 +41,35 @@ class KVWorld:
 
     kv_heads: int
     tokens: int
+    int8: bool = False
+    """The numbers are float32, and others when they have been in 8 bits."""
 
     @property
     def kv(self) -> np.ndarray:
-        """int32 `[token, layer, head, 2, dim]`, all numbers different."""
+        """What takers have: int32 `[token, layer, head, 2, dim]`, all numbers different; or the bits of float32, whole
+        numbers up to 127, which is the largest in every block that goes into 8 bits."""
         shape = (self.tokens, LAYERS, self.kv_heads, 2, HEAD_DIM)
-        return np.arange(1, math.prod(shape) + 1, dtype=np.int32).reshape(shape)
+        numbers = np.arange(1, math.prod(shape) + 1, dtype=np.int32).reshape(shape)
+        if not self.int8:
+            return numbers
+        codes = numbers * 37 % 253 - 126
+        codes[..., 0] = 127
+        return codes.astype(np.float32).view(np.int32)
+
+    @property
+    def given(self) -> np.ndarray:
+        """What givers have: the same, or in `int8` what is rounded to that."""
+        if not self.int8:
+            return self.kv
+        values = self.kv.view(np.float32).copy()
+        values[..., 1:] += 0.25
+        return values.view(np.int32)
 
     def pool(self, *, tp_rank: int, tp_size: int, page_size: int, seed: int, filled: bool = True) -> KVPool:
         local = max(1, self.kv_heads // tp_size)
         shape = PoolShape(
             model="a model",
-            dtype="int32",
+            dtype="float32" if self.int8 else "int32",
             layers=LAYERS,
             kv_heads=local,
             page_size=page_size,
@@ -66,11 +83,13 @@ class KVWorld:
         num_pages = used + 3
         page_bytes = LAYERS * local * 2 * page_size * HEAD_DIM * 4
         memory = random.integers(0, 256, num_pages * page_bytes, dtype=np.uint8)
+        if self.int8:  # in a block with what counts
+            memory = random.uniform(-100, 100, len(memory) // 4).astype(np.float32).view(np.uint8)
         pool = KVPool(
             shape=shape, pages=random.permutation(num_pages)[:used].tolist(), memory=memory, page_bytes=page_bytes
         )
         if filled:
-            for token, expected in enumerate(self.kv):
+            for token, expected in enumerate(self.given):
                 self._place(pool, token)[...] = expected[:, self.heads_of(shape)]
         return pool
 

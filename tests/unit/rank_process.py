@@ -23,6 +23,7 @@ from protocol.rooms import PeerAddress
 from transfer.checksum import page_checksums
 from transfer.choice import TransportName
 from transfer.grains import PoolGrains, page_grains
+from transfer.int8_codec import Int8Codec
 from transfer.layout import cut_between, grain_tokens
 from transfer.memory import SharedMemory
 from transfer.server import PageServer
@@ -40,6 +41,8 @@ class RankOrder(msgspec.Struct, frozen=True):
     tp_size: int
     page_size: int
     boot: int
+    int8: bool = False
+    """Whether KV moves in 8 bits."""
 
 
 class Give(msgspec.Struct, frozen=True, tag="give"):
@@ -115,8 +118,16 @@ class Rank:
                 pipe.close()
 
 
+def make_world(order: RankOrder) -> KVWorld:
+    return KVWorld(kv_heads=order.kv_heads, tokens=order.tokens, int8=order.int8)
+
+
+def make_codec(order: RankOrder) -> Int8Codec | None:
+    return Int8Codec("float32") if order.int8 else None
+
+
 def make_pool(order: RankOrder, *, filled: bool) -> KVPool:
-    return KVWorld(kv_heads=order.kv_heads, tokens=order.tokens).pool(
+    return make_world(order).pool(
         tp_rank=order.tp_rank, tp_size=order.tp_size, page_size=order.page_size, seed=order.boot, filled=filled
     )
 
@@ -134,6 +145,7 @@ class Giver:
             num_pages=self.pool.memory.nbytes // self.pool.page_bytes,
             layout=str(self.pool.shape),
             shape=self.pool.shape,
+            codec=make_codec(order),
             host="127.0.0.1",
             boot=order.boot,
             secret=SECRET,
@@ -157,13 +169,14 @@ class Giver:
 def take(order: Take) -> Taken:
     """Every source at once, as in a cluster."""
     rank = order.rank
-    world, pool = KVWorld(kv_heads=rank.kv_heads, tokens=rank.tokens), make_pool(rank, filled=False)
+    world, pool = make_world(rank), make_pool(rank, filled=False)
     receiver = Receiver(
         page_bytes=pool.page_bytes,
         num_pages=pool.memory.nbytes // pool.page_bytes,
         secret=SECRET,
         layout=str(pool.shape),
         shape=pool.shape,
+        codec=make_codec(rank),
         transport=order.transport,
     )
     with closing(receiver):

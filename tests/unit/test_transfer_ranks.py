@@ -22,16 +22,16 @@ def ranks():
         yield processes[:4], processes[4:]
 
 
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("way", ["shm", "tcp", "tcp in 8 bits"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4, 8])
 @pytest.mark.parametrize("theirs", [1, 2, 4])
 @pytest.mark.parametrize("ours", [1, 2, 4])
-def test_every_rank_takes_exactly_its_kv(ranks, transport, kv_heads, theirs, ours):
+def test_every_rank_takes_exactly_its_kv(ranks, way, kv_heads, theirs, ours):
     """With equal page sizes, and from small to large pages and back."""
-    givers, takers = ranks
+    (givers, takers), transport, int8 = ranks, way[:3], way.endswith("8 bits")
     for their_page, our_page in ((16, 16), (16, 64), (64, 16)):
-        given = give(givers[:theirs], kv_heads, their_page)
-        orders = [order(kv_heads, rank, ours, our_page) for rank in range(ours)]
+        given = give(givers[:theirs], kv_heads, their_page, int8=int8)
+        orders = [order(kv_heads, rank, ours, our_page, int8=int8) for rank in range(ours)]
         for taker, rank in zip(takers, orders, strict=False):
             taker.order(Take(rank, transport, sources(givers, given, rank)))
         heads = max(1, kv_heads // ours)
@@ -44,13 +44,13 @@ def test_every_rank_takes_exactly_its_kv(ranks, transport, kv_heads, theirs, our
             assert set(taken.transports) == {transport}
 
 
-def order(kv_heads: int, rank: int, size: int, page_size: int) -> RankOrder:
-    return RankOrder(kv_heads, TOKENS, rank, size, page_size, next(_boots))
+def order(kv_heads: int, rank: int, size: int, page_size: int, *, int8: bool) -> RankOrder:
+    return RankOrder(kv_heads, TOKENS, rank, size, page_size, next(_boots), int8)
 
 
-def give(givers: list[Rank], kv_heads: int, page_size: int) -> list[Given]:
+def give(givers: list[Rank], kv_heads: int, page_size: int, *, int8: bool) -> list[Given]:
     for rank, giver in enumerate(givers):
-        giver.order(Give(order(kv_heads, rank, len(givers), page_size)))
+        giver.order(Give(order(kv_heads, rank, len(givers), page_size, int8=int8)))
     return [giver.answer(Given) for giver in givers]
 
 
