@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -13,6 +14,7 @@ from disk_peer import SpoolingPool
 from peer_processes import PeerProcess
 from transfer_pools import LAYOUT, WAIT_S, Breaker, FakeClock, Gate, Receiver, closing, open_fds
 
+from transfer.disk import index, packs
 from transfer.disk.folders import is_spool_name, leftovers, spool_name
 from transfer.disk.index import IndexReader, Place, Refusal
 from transfer.disk.packs import SpoolLimits
@@ -253,10 +255,28 @@ def test_a_folder_that_somebody_removed_is_made_again(pool, tmp_path):
     for path in pool.folder.iterdir():
         path.unlink()
     pool.folder.rmdir()
-    pool.write([3])  # finds out, and is lost
+    checksums = pool.write([3])
     with closing(receiver_in(tmp_path)) as (receiver,):
         receiver.fetcher.attach(pool.address, pool.ticket)
+        assert receiver.fetch(pool.address, [3], [3], checksums=checksums).ok, "nothing was lost but what was there"
         assert receiver.fetch(pool.address, [1, 3], [1, 3], checksums=pool.write([1, 3])).ok
+
+
+def test_on_a_disk_smaller_than_the_limit_the_oldest_make_room(pool, tmp_path, monkeypatch):
+    def write_to_a_small_disk(fd: int, content: memoryview) -> None:
+        if sum(path.stat().st_size for path in pool.packs()) + len(content) > 20 * pool.page_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        index.write_all(fd, content)
+
+    monkeypatch.setattr(packs, "write_all", write_to_a_small_disk)
+    with closing(receiver_in(tmp_path)) as (receiver,):
+        receiver.fetcher.attach(pool.address, pool.ticket)
+        for first in range(0, 64, 8):
+            pages = range(first, first + 8)
+            assert receiver.fetch(pool.address, pages, pages, checksums=pool.write(pages)).ok
+        too_many = range(32)
+        result = receiver.fetch(pool.address, too_many, too_many, checksums=pool.write(too_many))
+        assert "was not written: " + Refusal.FULL.words in result.error
 
 
 # ---- ending early -------------------------------------------------------------------------------------------------

@@ -73,12 +73,11 @@ class PackStore:
         refused = list(refusals)
         if checksums:
             try:
-                places = self._add_pack(pages, checksums)
+                places = self._add_pack_somehow(pages, checksums)
             except OSError as error:
                 logger.warning("%d pages could not be written to %s: %s", len(checksums), self._path, error)
                 why = Refusal.FULL if error.errno in _FULL else Refusal.FAILED
                 refused += [(checksum, why) for checksum in checksums]
-                self._make_good(error)
         if self._index.num_records > 2 * len(self._places) + _SLACK_RECORDS:
             self._index_is_sound = False
         if not self._index_is_sound:
@@ -100,6 +99,15 @@ class PackStore:
         remove_spool(self._path)
 
     # ---- inner workings -----------------------------------------------------------------------------------
+
+    def _add_pack_somehow(self, pages: memoryview, checksums: Sequence[int]) -> list[tuple[int, Place]]:
+        """At the second attempt, where something can be done about what went wrong with the first."""
+        try:
+            return self._add_pack(pages, checksums)
+        except OSError as error:
+            if not self._make_good(error):
+                raise
+        return self._add_pack(pages, checksums)
 
     def _add_pack(self, pages: memoryview, checksums: Sequence[int]) -> list[tuple[int, Place]]:
         self._evict(self._limits.max_bytes - pages.nbytes)
@@ -141,16 +149,20 @@ class PackStore:
                 if self._places[checksum].pack == number:
                     del self._places[checksum]
 
-    def _make_good(self, error: OSError) -> None:
-        """Make room on a full disk; begin anew when somebody removed our folder."""
+    def _make_good(self, error: OSError) -> bool:
+        """Make room on a full disk; begin anew when somebody removed our folder. False when neither was called for."""
         if error.errno in _FULL:
-            self._evict(self._held_bytes // 2)
-        elif not self._path.exists():
-            self._path.mkdir(mode=0o700)
-            self._packs.clear()
-            self._places.clear()
-            self._held_bytes = 0
-            self._index_is_sound = False
+            held = self._held_bytes
+            self._evict(held // 2)
+            return self._held_bytes < held
+        if self._path.exists():
+            return False
+        self._path.mkdir(mode=0o700)
+        self._packs.clear()
+        self._places.clear()
+        self._held_bytes = 0
+        self._index_is_sound = False
+        return True
 
     def _mend_index(self) -> None:
         self._index.replace(self._places.items())
