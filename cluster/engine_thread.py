@@ -1,8 +1,9 @@
 """The engine thread of a replica: the only thread that touches requests, pages and the device.
 
 Lifecycle: `start` runs a loop of drain the inbox, let the halves act, step the engine, hand everything to be sent to
-the event loop in one call. Others leave events in the inbox (`post`) or ask for a function to be run there (`call`).
-`stop` ends the loop after the event in hand.
+the event loop in one call. Others leave events in the inbox or ask for a function to be run there (`call`). While the
+engine steps nobody touches a request; offers alone are taken then (`cluster/inbox.py`). `stop` ends the loop after the
+event in hand.
 
 When there is nothing to do the thread sleeps until an event comes, the halves' next deadline, or the next idle report.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +23,7 @@ import msgspec
 from cluster.engine_events import Call, Event
 from cluster.event_handler import EventHandler
 from cluster.grammar_gate import GrammarGate
+from cluster.inbox import Inbox
 from cluster.landing_wait import LandingWait
 from cluster.outbox import Outbox, Outgoing
 from cluster.worker_state import StateReporter
@@ -53,7 +54,7 @@ class EngineThread:
         prefill: PrefillHalf,
         decode: DecodeHalf,
         gate: GrammarGate,
-        inbox: queue.SimpleQueue[Event],
+        inbox: Inbox,
         loop: asyncio.AbstractEventLoop,
         deliver: Callable[[Outgoing], None],
         on_crash: Callable[[], None],
@@ -86,7 +87,7 @@ class EngineThread:
     def stop(self, timeout_s: float = 10.0) -> None:
         """End the loop and wait for it; a step in progress is finished first."""
         self._stopping.set()
-        self._inbox.put(Call(lambda: None))
+        self._inbox.post(Call(lambda: None))
         self._thread.join(timeout_s)
 
     @property
@@ -97,10 +98,6 @@ class EngineThread:
     @property
     def is_alive(self) -> bool:
         return self._thread.is_alive()
-
-    def post(self, event: Event) -> None:
-        """Leave an event for the engine thread; never blocks."""
-        self._inbox.put(event)
 
     def drain(self) -> Future[None]:
         """Take no new rooms; those that are open finish, and routers hear of it with the next frame."""
@@ -123,7 +120,7 @@ class EngineThread:
                 except BaseException as error:
                     future.set_exception(error)
 
-        self._inbox.put(Call(run))
+        self._inbox.post(Call(run))
         return future
 
     # ---- on the engine thread ---------------------------------------------------------------------------------
@@ -145,7 +142,8 @@ class EngineThread:
         if self._engine.has_work():
             self._await_landings()
             began = time.monotonic()
-            output: StepOutput = self._engine.step()
+            with self._inbox.aside(self._decode.hasten):
+                output: StepOutput = self._engine.step()
             self._landing_wait.stepped(time.monotonic() - began)
             self._decode.after_step(output)
             self._prefill.after_step(output)
@@ -166,10 +164,10 @@ class EngineThread:
         until = time.monotonic() + self._landing_wait.seconds(landing, running=self._engine.load().running_requests)
         heard = False
         while (left := until - time.monotonic()) > 0 and landing & self._decode.landing():
-            try:
-                self._events.handle(self._inbox.get(timeout=left))
-            except queue.Empty:
+            event = self._sleep(left)
+            if event is None:
                 break
+            self._events.handle(event)
             heard = True
         if heard:
             self._tick()
@@ -177,15 +175,16 @@ class EngineThread:
     def _wait_for_events(self) -> list[Event]:
         events: list[Event] = []
         if not self._engine.has_work():
-            try:
-                events.append(self._inbox.get(timeout=self._patience()))
-            except queue.Empty:
+            event = self._sleep(self._patience())
+            if event is None:
                 return events
-        while True:
-            try:
-                events.append(self._inbox.get_nowait())
-            except queue.Empty:
-                return events
+            events.append(event)
+        events.extend(self._inbox.rest())
+        return events
+
+    def _sleep(self, timeout_s: float) -> Event | None:
+        with self._inbox.aside(self._decode.hasten):
+            return self._inbox.wait(timeout_s)
 
     def _patience(self) -> float:
         """Seconds to sleep when there is no work."""

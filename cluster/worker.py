@@ -10,15 +10,14 @@ request when the other pool is gone.
 from __future__ import annotations
 
 import asyncio
-import queue
 import time
 from typing import Any
 
 import torch
 
-from cluster.engine_events import Event
 from cluster.engine_thread import EngineThread
 from cluster.grammar_gate import GrammarGate
+from cluster.inbox import Inbox
 from cluster.outbox import Outbox
 from cluster.page_exchange import PageExchange
 from cluster.peer_links import PeerLinks
@@ -91,12 +90,12 @@ class ReplicaWorker:
         def doors_moved() -> None:
             loop.call_soon_threadsafe(lambda: self._server.move_region(self._pages.ticket()))
 
-        inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        inbox = Inbox()
         self._pages.open(on_moved=doors_moved)
         self._links = PeerLinks(
             secret=config.secret,
             identity=Identity(role=LinkRole.REPLICA, peer_id=config.replica_id, boot=self.boot),
-            post=inbox.put,
+            post=inbox.post,
             attach=self._pages.fetcher.attach,
             detach=self._pages.fetcher.detach,
             loop=loop,
@@ -104,7 +103,7 @@ class ReplicaWorker:
         outbox = Outbox()
         self.reporter = StateReporter(grammars=lambda: grammar_state(self._grammars, self._masks))
         gate = GrammarGate(
-            cache=self._grammars, post=inbox.put, send=outbox.send, timeout_s=config.grammars.compile_timeout_s
+            cache=self._grammars, post=inbox.post, send=outbox.send, timeout_s=config.grammars.compile_timeout_s
         )
         self._prefill = PrefillHalf(
             PrefillPorts(
@@ -120,7 +119,7 @@ class ReplicaWorker:
             DecodePorts(
                 engine=self._engine,
                 fetcher=self._pages.fetcher,
-                on_fetched=inbox.put,
+                on_fetched=inbox.post,
                 connect=self._links.connect,
                 send=outbox.send,
                 emit=outbox.emit,

@@ -5,9 +5,10 @@ is offered is copied into them by the transfer layer, batch by batch. With every
 request is admitted to the running batch and prefill is told. `OpenGenerate` skips all that: the engine computes the
 prompt itself. What happens in which state is `DECODE_TABLE` (`decode/table.py`).
 
-Everything here runs on the engine thread. It opens no socket and never waits: messages go out through `send` and
-`emit`, time comes from `clock`. The owner calls `handle`, `fetched` and `link_lost` for what arrives, then `tick`, then
-`after_step` with what the engine did, and sleeps no longer than `next_deadline`.
+Everything here runs on the engine thread, but that others may hand over an offer while it steps (`hasten`). It opens
+no socket and never waits: messages go out through `send` and `emit`, time comes from `clock`. The owner calls `handle`,
+`fetched` and `link_lost` for what arrives, then `tick`, then `after_step` with what the engine did, and sleeps no
+longer than `next_deadline`.
 """
 
 from __future__ import annotations
@@ -124,6 +125,15 @@ class DecodeHalf:
         wrong = record.misfit(message) if record is not None else ""
         event = DecodeEvent.BAD_OFFER if wrong else self._event_of(link, message)
         self._fire(event, room, link=link, message=message, detail=wrong or _REFUSALS.get(event, ""))
+
+    def hasten(self, link: str, offer: Offer) -> bool:
+        """Handle an offer in the middle of a step, if it does nothing but begin copies; False when it has to wait. To
+        be called by one thread at a time, and not while the owner is in any other method."""
+        record = self.rooms.get(offer.room)
+        if record is None or record.state is not DecodeState.RECEIVING or record.misfit(offer):
+            return False
+        self.handle(link, offer)  # what lets the room go on is never an offer, but the end of a copy or the handoff
+        return True
 
     def fetched(self, result: FetchResult) -> None:
         """A copy has ended: nothing of it can land any more. Raises KeyError for one that this half did not begin."""

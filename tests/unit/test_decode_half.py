@@ -601,3 +601,40 @@ def test_a_room_that_prefill_finishes_while_it_waits_for_pages_lets_others_go_on
     assert pair.half.next_deadline() is not None
     pair.half.tick()
     assert pair.half.rooms[Room("second", 0)].state is DecodeState.RECEIVING
+
+
+# ---- offers in the middle of a step -------------------------------------------------------------------------------
+
+
+def test_offers_in_the_middle_of_a_step_begin_their_copies() -> None:
+    pair = Pair()
+    pair.open()
+    for message in pair.compute():
+        if isinstance(message, Offer):
+            running = len(pair.decode.copies.running)
+            assert pair.half.hasten(LINK, message)
+            assert len(pair.decode.copies.running) == running + 1
+        else:
+            pair.hear([message])
+    assert pair.half.rooms[ROOM].handoff is not None
+    assert pair.half.rooms[ROOM].state is DecodeState.RECEIVING
+    pair.decode.copy_all()
+    pair.decode.run()
+    assert [event.token for _, event in pair.decode.tokens] == ANSWER[1:]
+
+
+@pytest.mark.parametrize("first", [-1, 3])
+def test_an_offer_waits_that_does_not_fit(first: int) -> None:
+    pair = Pair()
+    pair.open()
+    assert not pair.half.hasten(LINK, Offer(ROOM, first, [1, 2], [1, 2]))
+    assert pair.half.rooms[ROOM].state is DecodeState.RECEIVING
+
+
+def test_an_offer_waits_whose_room_has_no_pages_or_is_not_known() -> None:
+    pair = Pair()
+    pair.half.handle("router", open_decode(ROOM, job(PROMPT)))
+    assert pair.half.rooms[ROOM].state is DecodeState.QUEUED
+    for room in (ROOM, Room("stranger", 0)):
+        assert not pair.half.hasten(LINK, Offer(room, 0, [1], [1]))
+    assert not pair.decode.copies.running

@@ -7,7 +7,7 @@ wrong place or shared with another prefix gives another token than `toy_generate
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,8 @@ class ToyModel:
         self.computed_tokens = 0
         self.widest_batch = 0
         self.fail_at: set[int] = set()
+        self.meanwhile: Callable[[], None] = lambda: None
+        """Called in each pass."""
 
     def kv_spec(self, page_size: int) -> KVCacheSpec:
         return KVCacheSpec(num_layers=1, num_kv_heads=1, head_dim=1, page_size=page_size, dtype=torch.float32)
@@ -52,6 +54,7 @@ class ToyModel:
         self.passes += 1
         self.computed_tokens += batch.num_tokens
         self.widest_batch = max(self.widest_batch, batch.num_seqs)
+        self.meanwhile()
         page_size = pool.spec.page_size
         memory = pool.data.view(pool.num_pages, 2, page_size).numpy()
         starts = batch.query_start.tolist()

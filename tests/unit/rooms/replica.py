@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from decode.half import DecodeHalf
@@ -125,9 +125,10 @@ class Replica:
         self.touched = True
         self.decode.fetched(self.copies.finish(key))
 
-    def run_pass(self) -> None:
-        """One pass of the engine thread."""
+    def run_pass(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """One pass of the engine thread; `meanwhile` happens in the middle of the engine's step, if it makes one."""
         self.touched = False
+        self._model.meanwhile = meanwhile
         self.prefill.tick()
         self.decode.tick()
         if self.engine.has_work():

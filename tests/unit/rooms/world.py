@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from engine.kv_spec import KVPool
 from prefill.table import PrefillState
-from protocol.rooms import Message, PeerAddress, Room, TokenEvent
+from protocol.rooms import Message, Offer, PeerAddress, Room, TokenEvent
 from tests.unit.rooms.replica import LawBroken, Replica
 from tests.unit.rooms.router import Asked, Router
 from tests.unit.rooms.wires import Wire
@@ -41,6 +41,8 @@ class World:
         self.wires: dict[str, Wire] = {}
         self.replicas: dict[str, Replica] = {}
         self.rooms: list[Room] = []
+        self.hastened = 0
+        """Offers that were handled in the middle of a step."""
         self._two_sided: set[Room] = set()
         self._pools: dict[PeerAddress, KVPool] = {}
         self._addresses: dict[str, PeerAddress] = {}
@@ -117,6 +119,7 @@ class World:
                 continue
             if replica.wants_pass:
                 found.append(("pass", name))
+                found += [("hasten", wire.name, name) for wire in self.wires.values() if self._offers(wire, name)]
             for key, copy in replica.copies.running.items():
                 if not copy.copied:
                     found.append(("land", name, key))
@@ -163,6 +166,8 @@ class World:
                 self._lose(self.wires[name], end)
             case ("pass", str(name)):
                 self.replicas[name].run_pass()
+            case ("hasten", str(name), str(end)):
+                self.replicas[end].run_pass(lambda: self._hasten(self.wires[name], end))
             case ("land", str(name), key):
                 self.replicas[name].land(key)
             case ("corrupt", str(name), key):
@@ -289,6 +294,18 @@ class World:
             self.router.receive(wire.name, message)
         else:
             self.replicas[end].receive(wire.name, message)
+
+    def _offers(self, wire: Wire, end: str) -> bool:
+        """Whether an offer is the next thing that comes to `end`, while its engine may step."""
+        queue = wire.queues.get(end)
+        return bool(queue) and isinstance(queue[0], Offer) and self.replicas[end].engine.has_work()
+
+    def _hasten(self, wire: Wire, end: str) -> None:
+        offer = wire.queues[end][0]
+        assert isinstance(offer, Offer)
+        if self.replicas[end].decode.hasten(wire.name, offer):
+            wire.queues[end].popleft()
+            self.hastened += 1
 
     def _lose(self, wire: Wire, end: str) -> None:
         wire.lose(end)
