@@ -131,7 +131,7 @@ class EngineThread:
                 self._pass()
         except BaseException as error:
             log.exception("the engine thread died")
-            self.crash = error
+            self.crash = error.with_traceback(None)  # or it would hold this thread, and with it all of the engine
             self._loop.call_soon_threadsafe(self._on_crash)
 
     def _pass(self) -> None:

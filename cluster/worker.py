@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +50,11 @@ class WorkerUnhealthy(RuntimeError):
 
 
 class ReplicaWorker:
-    """Everything of one replica but Ray. Use it from one event loop."""
+    """Everything of one replica but Ray. Use it from one event loop.
+
+    Nothing that it owns knows of it once it was stopped, so that its model and its pool go with the last mention of it
+    and need not be found by the cycle collector, which sees only a few small objects.
+    """
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
@@ -101,7 +106,7 @@ class ReplicaWorker:
             loop=loop,
         )
         outbox = Outbox()
-        self.reporter = StateReporter(grammars=lambda: grammar_state(self._grammars, self._masks))
+        self.reporter = StateReporter(grammars=partial(grammar_state, self._grammars, self._masks))
         gate = GrammarGate(
             cache=self._grammars, post=inbox.post, send=outbox.send, timeout_s=config.grammars.compile_timeout_s
         )
@@ -127,6 +132,15 @@ class ReplicaWorker:
                 observe=self.reporter.observe,
             )
         )
+        self._server = LinkServer(
+            secret=config.secret,
+            replica_id=config.replica_id,
+            boot=self.boot,
+            region=self._pages.ticket(),
+            on_up=self._links.accepted,
+            on_message=self._links.received,
+            on_lost=self._links.lost,
+        )
         self._thread = EngineThread(
             engine=self._engine,
             outbox=outbox,
@@ -136,17 +150,8 @@ class ReplicaWorker:
             inbox=inbox,
             loop=loop,
             deliver=self._links.deliver,
-            on_crash=self._cut_links,
+            on_crash=partial(_cut_links, self._server, self._links),
             reporter=self.reporter,
-        )
-        self._server = LinkServer(
-            secret=config.secret,
-            replica_id=config.replica_id,
-            boot=self.boot,
-            region=self._pages.ticket(),
-            on_up=self._links.accepted,
-            on_message=self._links.received,
-            on_lost=self._links.lost,
         )
         await self._server.start(host=config.bind_host, advertise_host=config.advertise_host)
         self._thread.start()
@@ -203,15 +208,14 @@ class ReplicaWorker:
 
     async def stop(self) -> None:
         """End the thread, the ports and the memory. Routers see their links end and open lost rooms elsewhere."""
-        self._cut_links()
+        _cut_links(self._server, self._links)
         await asyncio.to_thread(self._thread.stop)
         await asyncio.to_thread(self._masks.close)
         await asyncio.to_thread(self._grammars.close)
         await asyncio.to_thread(self._pages.close)
 
-    # ---- inner workings ---------------------------------------------------------------------------------------
 
-    def _cut_links(self) -> None:
-        """Nobody can reach this replica any more, and everybody who could knows at once."""
-        self._server.close()
-        self._links.close()
+def _cut_links(server: LinkServer, links: PeerLinks) -> None:
+    """Nobody can reach this replica any more, and everybody who could knows at once."""
+    server.close()
+    links.close()

@@ -93,6 +93,7 @@ class LinkServer:
         """Stop listening and end every link."""
         if self._server is not None:
             self._server.close()
+            self._server = None
         for link in [*self._links, *self._pending]:
             link.close()
 
@@ -136,17 +137,19 @@ async def connect(
     time, does not know the secret, speaks another version or was restarted since.
     """
     timings = timings or LinkTimings()
-    established: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
+    at = f"{address.replica_id} at {address.host}:{address.port}"
+    outcome: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+    """Why there will be no link, None where there is one. Neither the link nor an error: both know of this."""
 
     def up(link: Link) -> None:
-        if not established.done():
-            established.set_result(link)
+        if not outcome.done():
+            outcome.set_result(None)
 
     def lost(link: Link, why: str) -> None:
-        if established.done() and not established.cancelled() and established.exception() is None:
+        if not outcome.done():
+            outcome.set_result(why)
+        elif not outcome.cancelled() and outcome.result() is None:
             on_lost(link, why)
-        elif not established.done():
-            established.set_exception(LinkError(f"{address.replica_id} at {address.host}:{address.port}: {why}"))
 
     link = Link(
         handshake=_Connector(secret, address, identity),
@@ -158,18 +161,19 @@ async def connect(
     try:
         async with asyncio.timeout(timings.handshake_s):
             await asyncio.get_running_loop().create_connection(lambda: link, address.host, address.port)
-            return await established
+            why = await outcome
     except TimeoutError as error:
         link.fail("handshake timed out")
-        message = f"{address.replica_id} at {address.host}:{address.port} did not answer in {timings.handshake_s} s"
-        raise LinkError(message) from error
+        raise LinkError(f"{at} did not answer in {timings.handshake_s} s") from error
     except asyncio.CancelledError:
         link.fail("connecting was cancelled")
         raise
     except (OSError, OverflowError, ValueError) as error:  # also ports and host names that cannot exist
-        if isinstance(error, LinkError):
-            raise
-        raise LinkError(f"{address.replica_id} at {address.host}:{address.port}: {error}") from error
+        # asyncio's frame keeps the error: without its traceback that is no cycle with all that is behind `on_lost`.
+        raise LinkError(f"{at}: {error}") from error.with_traceback(None)
+    if why is not None:
+        raise LinkError(f"{at}: {why}")
+    return link
 
 
 class _Listener:

@@ -59,7 +59,8 @@ def open_socket(address: Address) -> socket.socket:
 
 
 class ClientHandshake:
-    """One attempt. Ends with exactly one of `on_ready` and `on_failed`, unless it is abandoned. Loop thread only."""
+    """One attempt. Ends with exactly one of `on_ready` and `on_failed`, unless it is abandoned; then it knows neither
+    any more, for whoever is told mostly holds it. Loop thread only."""
 
     def __init__(
         self,
@@ -110,6 +111,7 @@ class ClientHandshake:
         for fd in self._fds:
             os.close(fd)
         self._fds = []
+        self._on_ready = self._on_failed = _nobody
 
     def _connected(self) -> None:
         assert self._sock is not None
@@ -167,8 +169,15 @@ class ClientHandshake:
         key = connection_key(self._secret, self._server_nonce, self._nonce)
         established = Established(sock=self._sock, key=key, welcome=welcome, fds=self._fds)
         self._sock, self._fds = None, []
-        self._on_ready(established)
+        on_ready = self._on_ready
+        self._on_ready = self._on_failed = _nobody
+        on_ready(established)
 
     def _fail(self, why: str) -> None:
+        on_failed = self._on_failed
         self.abandon()
-        self._on_failed(why)
+        on_failed(why)
+
+
+def _nobody(outcome: object) -> None:
+    """Is told how an attempt ended that is over already."""

@@ -16,14 +16,14 @@ class CopyCrew:
     raise."""
 
     def __init__(self, *, num_threads: int, work: Callable[[PageCopy], None]) -> None:
-        self._work = work
         self._ready = threading.Condition()
         self._heap: list[tuple[float, int, PageCopy]] = []
         self._waiting: set[PageCopy] = set()  # those in the heap that were not removed since
         self._order = itertools.count()
         self._closing = False
         self._threads = [
-            threading.Thread(target=self._run, name=f"page-copy-{index}", daemon=True) for index in range(num_threads)
+            threading.Thread(target=self._run, args=(work,), name=f"page-copy-{index}", daemon=True)
+            for index in range(num_threads)
         ]
         for thread in self._threads:
             thread.start()
@@ -63,7 +63,7 @@ class CopyCrew:
             if thread.is_alive():
                 raise TimeoutError(f"{thread.name} is still copying after {timeout_s} s")
 
-    def _run(self) -> None:
+    def _run(self, work: Callable[[PageCopy], None]) -> None:
         while True:
             with self._ready:
                 copy = self._pop()
@@ -72,7 +72,7 @@ class CopyCrew:
                         return
                     self._ready.wait()
                     copy = self._pop()
-            self._work(copy)
+            work(copy)
 
     def _pop(self) -> PageCopy | None:
         while self._heap:

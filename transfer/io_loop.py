@@ -101,6 +101,8 @@ class IoLoop:
         with self._lock:  # a late call must not be written to whatever has this descriptor next
             os.close(self._wakeup)
             self._wakeup = -1
+            self._timers.clear()
+        self._watched.clear()
 
     # ---- from the loop's thread ---------------------------------------------------------------------------
 

@@ -124,6 +124,7 @@ class JobBook:
         with self.lock:
             record.move_to(JobState.DONE)
             del self._records[record.job.key]
+            record.copy = None  # which knows of the record in its turn
         if record.timer is not None:
             record.timer.cancel()
         reason = record.stop_reason

@@ -68,6 +68,7 @@ class Lobby:
             listener.close()
         for connection in [*self._unproved, *self._proved]:
             connection.close("the server closes")
+        self._on_proved = lambda connection: None
 
     def _watch(self, want: Want, listener: socket.socket) -> None:
         self._loop.watch(listener, READ, lambda: self._accept(want, listener))

@@ -168,6 +168,8 @@ class GroupTransport:
             if pair.state is PairState.CLOSED:
                 entry.timer = self._loop.call_at(self._clock() + entry.retry_s, lambda: self._connect(entry))
                 entry.retry_s = min(2 * entry.retry_s, _MAX_RETRY_S)
+        if pair.state is PairState.CLOSED:
+            entry.pair = None
         self._end_all(entry)
 
     def _pump(self, entry: Grouped) -> None:

@@ -100,6 +100,7 @@ class MooncakeDoor:
         if self._state is not _State.SHUT:
             self._end(timeout_s=timeout_s)
         self._move_to(_State.CLOSED)
+        self._on_moved = lambda: None
 
     # ---- in the constructor's thread, then in the door's ---------------------------------------------------
 
