@@ -21,6 +21,7 @@ from transfer.dist.groups import NcclGroup, join
 from transfer.dist.helpers import make_order
 from transfer.dist.orders import Channel, ChannelError, Joined, Landed, RunnerOrder, TakePiece
 from transfer.dist.parts import LONG_BYTES, messages
+from transfer.dist.side import Side
 from transfer.dist.store import PairStore
 from transfer.dist.taker import Taker
 from transfer.memory import PeerMemory, SharedMemory
@@ -43,6 +44,18 @@ def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def order(role: str, *, num_pages: int = 16) -> RunnerOrder:
     return make_order(role, "gloo", key=KEY, boot=7, num_pages=num_pages, page_bytes=PAGE, timings=TransferTimings())
+
+
+def side(order: RunnerOrder, channel: Channel, connection: socket.socket, group, pool: PeerMemory) -> Side:
+    """In this process, which no time limit ends."""
+    return Side(
+        order=order,
+        channel=channel,
+        connection=connection,
+        group=group,
+        pool=pool,
+        limited=lambda seconds: contextlib.nullcontext(),
+    )
 
 
 # ---- the rendezvous -------------------------------------------------------------------------------------------
@@ -134,9 +147,7 @@ class GiverThread:
         self.memory = SharedMemory(16 * PAGE)
         self.memory.view[:] = bytes(page for page in range(16) for _ in range(PAGE))
         pool = PeerMemory(os.dup(self.memory.fd), nbytes=16 * PAGE)
-        self.giver = Giver(
-            order("give"), Channel(channel), theirs, group, pool, lambda seconds: contextlib.nullcontext()
-        )
+        self.giver = Giver(side(order("give"), Channel(channel), theirs, group, pool))
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -231,11 +242,11 @@ class Ends:
         nbytes = num_pages * PAGE
         self.source, self.target = SharedMemory(nbytes), SharedMemory(nbytes, shared_writable=True)
         self.errors: list[Exception] = []
-        sides = [
+        both = [
             (Giver, order("give", num_pages=num_pages), giving, here, self.source, False),
             (Taker, order("take", num_pages=num_pages), taking, there, self.target, True),
         ]
-        self._threads = [threading.Thread(target=self._run, args=side) for side in sides]
+        self._threads = [threading.Thread(target=self._run, args=one) for one in both]
         for thread in self._threads:
             thread.start()
 
@@ -254,7 +265,7 @@ class Ends:
         try:
             group = join(order, PairStore(connection, KEY, rank=int(writable)), host="127.0.0.1")
             pool = PeerMemory(os.dup(memory.fd), nbytes=memory.nbytes, writable=writable)
-            runner(order, channel, connection, group, pool, lambda seconds: contextlib.nullcontext()).run()
+            runner(side(order, channel, connection, group, pool)).run()
         except Exception as error:
             self.errors.append(error)
         connection.close()  # as with its process

@@ -37,6 +37,7 @@ def work(order: RunnerOrder, channel: Channel, fds: list[int]) -> None:
     """Join, then take or give until the replica or the other side is gone."""
     with limited(order.join_s):
         from transfer.dist.groups import join
+        from transfer.dist.side import Side
         from transfer.dist.store import PairStore
 
         connection = socket.socket(fileno=fds[0])
@@ -47,14 +48,15 @@ def work(order: RunnerOrder, channel: Channel, fds: list[int]) -> None:
     connection.settimeout(order.piece_s)
     gc.freeze()  # all of torch, that is
     pool = PeerMemory(fds[1], nbytes=order.pool_bytes, writable=order.role == "take")
+    side = Side(order=order, channel=channel, connection=connection, group=group, pool=pool, limited=limited)
     if order.role == "take":
         from transfer.dist.taker import Taker
 
-        Taker(order, channel, connection, group, pool, limited).run()
+        Taker(side).run()
     else:
         from transfer.dist.giver import Giver
 
-        Giver(order, channel, connection, group, pool, limited).run()
+        Giver(side).run()
 
 
 def main() -> None:

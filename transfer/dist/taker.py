@@ -3,20 +3,16 @@ for, and says when they are there. It writes nowhere but into the pages of piece
 
 from __future__ import annotations
 
-import select
-import socket
 from collections import deque
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 
-from transfer.dist.groups import PairGroup, Pending
-from transfer.dist.orders import Channel, ChannelError, Joined, Landed, RunnerOrder, TakePiece
+from transfer.dist.groups import Pending
+from transfer.dist.orders import ChannelError, Landed, TakePiece
 from transfer.dist.parts import Part, Parts
+from transfer.dist.side import Side
 from transfer.dist.store import receive_exactly
-from transfer.memory import PeerMemory
 from transfer.wire import Status, WireError
 from transfer.wire_requests import REPLY_BYTES, Reply, decode_reply, encode_request, unpack_runs
 
@@ -37,53 +33,40 @@ class _Message:
 
 
 class Taker:
-    """Runs in its process's only thread. `limited(seconds)` ends the process when its block takes longer."""
+    """Runs in its process's only thread."""
 
-    def __init__(
-        self,
-        order: RunnerOrder,
-        channel: Channel,
-        connection: socket.socket,
-        group: PairGroup,
-        pool: PeerMemory,
-        limited: Callable[[float], AbstractContextManager[None]],
-    ) -> None:
-        self._order = order
-        self._channel = channel
-        self._connection = connection
-        self._group = group
-        self._limited = limited
-        self._parts = Parts(np.frombuffer(pool.view, dtype=np.uint8), order.page_bytes, num_buffers=_MESSAGES + 1)
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self._parts = Parts(
+            np.frombuffer(side.pool.view, dtype=np.uint8), side.order.page_bytes, num_buffers=_MESSAGES + 1
+        )
         self._asked: deque[_Message] = deque()
         self._pending: deque[tuple[_Message, Pending]] = deque()
 
     def run(self) -> None:
         """Return when the replica is gone. Raises for all else."""
-        self._channel.send(Joined())
-        poll = select.poll()
-        for sock in (self._channel.sock, self._connection):
-            poll.register(sock, select.POLLIN)
+        side, poll = self._side, self._side.begin()
         while True:
             ready = [fd for fd, _ in poll.poll(0 if self._pending else None)]
-            if self._channel.sock.fileno() in ready:
+            if side.channel.sock.fileno() in ready:
                 try:
-                    message, _ = self._channel.receive()
+                    message, _ = side.channel.receive()
                 except ChannelError:
                     return
                 if not isinstance(message, TakePiece):
                     raise ChannelError(f"a taker cannot do {message}")
-                with self._limited(self._order.piece_s):
+                with side.limited(side.order.piece_s):
                     self._ask(message)
             elif self._pending:
-                with self._limited(self._order.piece_s):
+                with side.limited(side.order.piece_s):
                     self._land(*self._pending.popleft())
             else:
                 raise WireError("the giver is gone")
 
     def _ask(self, piece: TakePiece) -> None:
-        order = self._order
+        side, order = self._side, self._side.order
         sources, targets = unpack_runs(piece.sources), unpack_runs(piece.targets)
-        self._connection.sendall(
+        side.connection.sendall(
             encode_request(order.key, boot=order.boot, job=piece.job, runs=sources, page_bytes=order.page_bytes)
         )
         num_pages = int(targets[:, 1].sum())
@@ -104,15 +87,15 @@ class Taker:
     def _receive(self) -> None:
         while self._asked and len(self._pending) < _MESSAGES:
             message = self._asked.popleft()
-            self._pending.append((message, self._group.receive(message.part.memory, job=message.job)))
+            self._pending.append((message, self._side.group.receive(message.part.memory, job=message.job)))
 
     def _land(self, message: _Message, coming: Pending) -> None:
         if message.reply is not None:
-            reply = decode_reply(self._order.key, receive_exactly(self._connection, REPLY_BYTES))
+            reply = decode_reply(self._side.order.key, receive_exactly(self._side.connection, REPLY_BYTES))
             if reply != message.reply:
                 raise WireError(f"the giver answers {reply} where {message.reply} was expected")
         coming.wait()
         self._receive()
         message.part.copy()
         if message.is_last:
-            self._channel.send(Landed(job=message.job))
+            self._side.channel.send(Landed(job=message.job))
