@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from decode.cause import Cause, EngineRefused
+from decode.cause import DecodeCause, EngineRefused
 from decode.copies import Copies
 from decode.counters import DecodeCounters, DecodeStage
 from decode.grants import GrantQueue
 from decode.intake import PageIntake
 from decode.ports import DecodePorts
 from decode.rooms import DecodeRoom
-from decode.table import DECODE_ENDINGS, DecodeAction, DecodeEvent, DecodeState
+from decode.table import DecodeAction, DecodeEvent, DecodeState
 from decode.timelines import Timelines
 from engine.events import token_event
 from engine.grammar.constraint import GrammarMismatch
@@ -62,7 +62,7 @@ class DecodeActions:
         self._memory = memory
         self._queue = queue
 
-    def carry_out(self, action: DecodeAction, cause: Cause) -> None:
+    def carry_out(self, action: DecodeAction, cause: DecodeCause) -> None:
         """Do one thing."""
         match action:
             case DecodeAction.START:
@@ -141,7 +141,7 @@ class DecodeActions:
 
     # ---- beginning ------------------------------------------------------------------------------------------
 
-    def _start(self, cause: Cause) -> None:
+    def _start(self, cause: DecodeCause) -> None:
         opening, now = cause.message, self._ports.clock()
         assert isinstance(opening, OpenDecode | OpenGenerate)
         room, job = opening.room, opening.job
@@ -190,7 +190,7 @@ class DecodeActions:
 
     # ---- receiving ----------------------------------------------------------------------------------------------
 
-    def _note_handoff(self, cause: Cause) -> None:
+    def _note_handoff(self, cause: DecodeCause) -> None:
         record, handoff = cause.live, cause.message
         assert isinstance(handoff, Handoff)
         if record.handoff is not None:
@@ -241,7 +241,7 @@ class DecodeActions:
 
     # ---- ending -----------------------------------------------------------------------------------------------
 
-    def _bury(self, cause: Cause) -> None:
+    def _bury(self, cause: DecodeCause) -> None:
         record = cause.record
         if record is not None:
             self.timers.cancel(record.room)
@@ -258,9 +258,10 @@ class DecodeActions:
         self._ports.engine.abort(record.room, quarantine=True)
         self.copies.cancel(record)
 
-    def _fail(self, cause: Cause) -> None:
+    def _fail(self, cause: DecodeCause) -> None:
         """The router decides what follows."""
-        code = DECODE_ENDINGS[cause.event].code
+        assert cause.ending is not None
+        code = cause.ending.code
         self.counters.failures[code] += 1
         if cause.record is not None:
             self.timelines.tell(cause.record)

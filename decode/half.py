@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from typing import assert_never, cast
 
 from decode.actions import DecodeActions
-from decode.cause import Cause, EngineRefused
+from decode.cause import DecodeCause, EngineRefused
 from decode.counters import DecodeCounters
 from decode.grants import GrantQueue
 from decode.ports import DecodePorts, JobKey
 from decode.rooms import DecodeRoom
-from decode.table import DECODE_TABLE, DecodeEvent, DecodeState
+from decode.table import DECODE_ENDINGS, DECODE_TABLE, DecodeEvent, DecodeState
 from decode.traffic import TrafficBook
 from engine.limits import RequestTooLong
 from engine.outputs import StepOutput
@@ -219,7 +219,7 @@ class DecodeHalf:
         move = self._table.move(self._state_of(room), event)
         if record is not None:
             record.state = move.state
-        cause = Cause(event, room, record, link, message, detail, pages)
+        cause = DecodeCause(event, room, record, link, message, detail, DECODE_ENDINGS.get(event), pages)
         try:
             for action in move.actions:
                 self._actions.carry_out(action, cause)

@@ -12,14 +12,14 @@ from engine.events import token_event
 from engine.jobs import request_of
 from engine.request import RequestStatus
 from prefill.ahead import AheadLimit
-from prefill.cause import Cause
 from prefill.counters import PrefillCounters, PrefillStage
 from prefill.offers import Offers
 from prefill.ports import PrefillPorts
 from prefill.rooms import PrefillRoom
-from prefill.table import PREFILL_ENDINGS, PrefillAction, PrefillEvent, PrefillState
+from prefill.table import PrefillAction, PrefillEvent, PrefillState
 from prefill.timeline import PrefillTimeline
 from protocol.answers import Answers
+from protocol.cause import Cause
 from protocol.phases import PhaseLog
 from protocol.room_memory import RoomMemory
 from protocol.rooms import (
@@ -36,6 +36,8 @@ from protocol.rooms import (
 )
 from protocol.scoring import PositionScores
 from protocol.timers import Timers
+
+PrefillCause = Cause[PrefillEvent, PrefillRoom]
 
 
 class PrefillActions:
@@ -54,7 +56,7 @@ class PrefillActions:
         self._ahead = ahead
         self._lease_s = lease_s
 
-    def carry_out(self, action: PrefillAction, cause: Cause) -> None:
+    def carry_out(self, action: PrefillAction, cause: PrefillCause) -> None:
         """Do one thing."""
         match action:
             case PrefillAction.START:
@@ -99,7 +101,7 @@ class PrefillActions:
 
     # ---- beginning ------------------------------------------------------------------------------------------
 
-    def _start(self, cause: Cause) -> None:
+    def _start(self, cause: PrefillCause) -> None:
         opening, now = cause.message, self._ports.clock()
         assert isinstance(opening, OpenPrefill)
         room, job = opening.room, opening.job
@@ -121,7 +123,7 @@ class PrefillActions:
         self.timers.set((room, PrefillEvent.DEADLINE), record.deadline)
         self._ahead.enter(record)
 
-    def _bind(self, cause: Cause) -> None:
+    def _bind(self, cause: PrefillCause) -> None:
         record = cause.live
         if record.decode == cause.link:
             self.answers.duplicate()
@@ -135,7 +137,7 @@ class PrefillActions:
             if record.state is PrefillState.RETAINED:  # its first token has gone without this
                 self._tell_phases(record)
 
-    def _note_reserved(self, cause: Cause) -> None:
+    def _note_reserved(self, cause: PrefillCause) -> None:
         record, reservation = cause.live, cause.message
         assert isinstance(reservation, Reservation)
         record.held_pages = reservation.held_pages
@@ -171,7 +173,7 @@ class PrefillActions:
         elif record.request.status is not RequestStatus.NEW:
             self._ports.engine.abort(record.room)
 
-    def _bury(self, cause: Cause) -> None:
+    def _bury(self, cause: PrefillCause) -> None:
         record = cause.record
         if record is not None:
             del self.rooms[record.room]
@@ -190,15 +192,16 @@ class PrefillActions:
         self._memory.end(cause.room, reason=reason, deadline=record.deadline if record else None)
         self.answers.turn_away_parked(cause.room, reason or AbortReason.PEER_FAILED)
 
-    def _bar(self, cause: Cause) -> None:
+    def _bar(self, cause: PrefillCause) -> None:
         reason = cause.reason
         assert reason is not None
         self._memory.end(cause.room, reason=reason, deadline=None, lived=False)
         self.answers.turn_away_parked(cause.room, reason, but=cause.link)
 
-    def _fail(self, cause: Cause) -> None:
+    def _fail(self, cause: PrefillCause) -> None:
         """The router decides what follows."""
-        code = PREFILL_ENDINGS[cause.event].code
+        assert cause.ending is not None
+        code = cause.ending.code
         self.counters.failures[code] += 1
         if cause.record is not None:
             self._tell_phases(cause.record)
@@ -218,7 +221,7 @@ class PrefillActions:
         for piece in scores.pieces(record.request.scoring):
             self._ports.send(record.router, PromptScores(record.room, piece))
 
-    def _tell_decode(self, cause: Cause) -> None:
+    def _tell_decode(self, cause: PrefillCause) -> None:
         """Without a join there is nobody to tell: the tombstone answers it when it comes."""
         link, reason = cause.live.decode, cause.reason
         assert reason is not None

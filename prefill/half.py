@@ -21,11 +21,11 @@ from engine.outputs import StepOutput, TokenOutput
 from engine.request import Request
 from prefill.actions import PrefillActions
 from prefill.ahead import AheadLimit
-from prefill.cause import Cause
 from prefill.counters import PrefillCounters, PrefillStage
 from prefill.ports import PrefillPorts
 from prefill.rooms import PrefillRoom
-from prefill.table import PREFILL_TABLE, PrefillEvent, PrefillState
+from prefill.table import PREFILL_ENDINGS, PREFILL_TABLE, PrefillEvent, PrefillState
+from protocol.cause import Cause
 from protocol.room_memory import Fate, MemoryLimits, RoomMemory
 from protocol.rooms import (
     Abort,
@@ -184,7 +184,7 @@ class PrefillHalf:
         move = self._table.move(self._state_of(room), event)
         if record is not None:
             record.state = move.state
-        cause = Cause(event, room, record, link, message, detail)
+        cause = Cause(event, room, record, link, message, detail, PREFILL_ENDINGS.get(event))
         for action in move.actions:
             self._actions.carry_out(action, cause)
 
