@@ -8,11 +8,12 @@ nobody fetches and no engine uses the memory any more.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypedDict
 
 from cluster.offer_checksums import OfferChecksums, pool_shape
 from cluster.worker_config import WorkerConfig
 from engine.kv_spec import KVCacheSpec
-from protocol.handshake import RegionTicket
+from protocol.handshake import PoolShape, RegionTicket
 from transfer.choice import is_written_by_helpers
 from transfer.disk.spool import Spool
 from transfer.doors import DoorParts, open_doors
@@ -25,6 +26,17 @@ from transfer.server import PageServer
 _DOOR_CLOSE_S = 10.0
 _PREFAULT_DELAY_S = 5.0
 """By then the other replicas that start on a machine are there."""
+
+
+class _Pool(TypedDict):
+    """What server and fetcher must be told alike."""
+
+    memory: SharedMemory
+    page_bytes: int
+    layout: str
+    shape: PoolShape
+    codec: Int8Codec | None
+    secret: bytes
 
 
 class PageExchange:
@@ -65,27 +77,24 @@ class PageExchange:
                 on_moved=on_moved,
             ),
         )
-        codec = Int8Codec(self._shape.dtype) if transfer.wire_dtype == "int8" else None
-        self._server = PageServer(
+        pool = _Pool(
             memory=self.memory,
             page_bytes=self._page_bytes,
-            num_pages=config.engine.num_pages,
             layout=self._layout,
             shape=self._shape,
-            codec=codec,
+            codec=Int8Codec(self._shape.dtype) if transfer.wire_dtype == "int8" else None,
+            secret=config.secret,
+        )
+        self._server = PageServer(
+            **pool,
+            num_pages=config.engine.num_pages,
             host=config.advertise_host,
             bind_host=config.bind_host,
             boot=self._boot,
-            secret=config.secret,
             doors=self.doors,
         )
         self.fetcher = PageFetcher(
-            memory=self.memory,
-            page_bytes=self._page_bytes,
-            layout=self._layout,
-            shape=self._shape,
-            codec=codec,
-            secret=config.secret,
+            **pool,
             num_threads=transfer.num_threads,
             verify=transfer.checksum,
             transport=transfer.transport,
