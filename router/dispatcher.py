@@ -106,29 +106,17 @@ class Dispatcher:
                 view.observe(load)
                 now = asyncio.get_running_loop().time()
                 for event in tokens:
-                    generation = self.generations.get(event.request_id)
-                    if generation is not None:
+                    if (generation := self._addressee(event.request_id)) is not None:
                         generation.on_token(event, now)
-                    else:
-                        self._metrics.stale_messages.add()
             case RoomFailed(room):
-                generation = self.generations.get(room.request_id)
-                if generation is not None:
+                if (generation := self._addressee(room.request_id)) is not None:
                     generation.on_failed(message, view)
-                else:
-                    self._metrics.stale_messages.add()
             case Phases(room):
-                generation = self.generations.get(room.request_id)
-                if generation is not None:
+                if (generation := self._addressee(room.request_id)) is not None:
                     generation.on_phases(message, view)
-                else:
-                    self._metrics.stale_messages.add()
             case PromptScores(room):
-                generation = self.generations.get(room.request_id)
-                if generation is not None:
+                if (generation := self._addressee(room.request_id)) is not None:
                     generation.on_scores(message)
-                else:
-                    self._metrics.stale_messages.add()
             case EndRequests(number, name):
                 if self.requests.is_news(number):
                     self.requests.end(name)
@@ -166,6 +154,13 @@ class Dispatcher:
         await self.members.close()
 
     # ---- inner workings -----------------------------------------------------------------------------------------
+
+    def _addressee(self, request_id: str) -> Generation | None:
+        """Whom a message is for; one that comes too late is counted."""
+        generation = self.generations.get(request_id)
+        if generation is None:
+            self._metrics.stale_messages.add()
+        return generation
 
     def _ended(self, generation: Generation) -> None:
         self.generations.pop(generation.request_id, None)
