@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.report import Report, Table, add_report_options, finish
+from benchmarks.report import Report, Table, add_report_options, configuration, finish
 from benchmarks.workload import random_prompt
 from engine.config import EngineConfig
 from engine.engine import Engine
@@ -222,11 +222,10 @@ def _report(arguments: argparse.Namespace, rounds: Mapping[tuple[int, str], Sequ
             _percent(sum(pair[1].waited for pair in pairs) / constrained),
         )
         spread.add(streams, name, ", ".join(f"{_ratio(run, 'wall'):.3f}" for run in runs))
-    shown = {key: value for key, value in vars(arguments).items() if key not in ("write", "results")}
     return Report(
         name="constrained",
         purpose="Decode rate of constrained streams against that of free ones with the same model in the same run.",
-        configuration=shown,
+        configuration=configuration(arguments),
         tables=[table, spread],
         notes=[
             "Both sides sample at temperature 1 and go past any end of sequence; prompts' own steps are not counted.",

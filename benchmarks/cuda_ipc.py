@@ -9,14 +9,14 @@ medians of the rounds' own shares. Without a GPU it says so and ends.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from benchmarks.pages import ADDRESS, LAYOUT, SECRET, contiguous, human, scattered
 from benchmarks.peer_process import PeerReady, known_bytes, peer, read_secret, say_ready, wait_for_end
-from benchmarks.report import Report, Table, add_report_options, finish
+from benchmarks.report import Report, Table, add_report_options, configuration, finish
+from benchmarks.rounds import Ways, measure
 from benchmarks.timed_fetch import timed_fetch
 from transfer.checksum import page_checksums
 from transfer.cuda.door import CudaDoor, device_ticket
@@ -61,7 +61,7 @@ def fetch(fetcher: PageFetcher, source: Sequence[int], target: Sequence[int], ch
     return timed_fetch(fetcher, job, transport="cuda")
 
 
-def measure(cuda: CudaDriver, ready: PeerReady, sizes: list[int], *, rounds: int) -> Table:
+def bandwidth(cuda: CudaDriver, ready: PeerReady, sizes: list[int], *, rounds: int) -> Table:
     """A row for each size."""
     ticket, size = ready.ticket, ready.ticket.page_bytes
     columns = ["bytes", "copy GB/s", "pages GB/s", "share", "scattered GB/s", "share", "verified GB/s", "share"]
@@ -73,21 +73,14 @@ def measure(cuda: CudaDriver, ready: PeerReady, sizes: list[int], *, rounds: int
     for nbytes in sizes:
         straight, mixed = (choose(nbytes // size, ticket.num_pages) for choose in (contiguous, scattered))
         checksums = [ready.checksums[page] for page in straight[0]]
-        ways: list[Callable[[], float]] = [
-            partial(plain.run, nbytes),
-            partial(fetch, fetcher, *straight, []),
-            partial(fetch, fetcher, *mixed, []),
-            partial(fetch, fetcher, *straight, checksums),
-        ]
-        for way in ways:
-            way()  # first touches, and the mapping
-        seconds = [[way() for way in ways] for _ in range(rounds)]
-        cells: list[str | float] = []
-        for index in range(len(ways)):
-            cells.append(nbytes / statistics.median(row[index] for row in seconds) / 1e9)
-            if index:
-                cells.append(f"{statistics.median(row[0] / row[index] for row in seconds):.0%}")
-        table.add(human(nbytes), *cells)
+        ways: Ways = {
+            "plain": partial(plain.run, nbytes),
+            "pages": partial(fetch, fetcher, *straight, []),
+            "scattered": partial(fetch, fetcher, *mixed, []),
+            "verified": partial(fetch, fetcher, *straight, checksums),
+        }
+        moved = measure(nbytes, ways, rounds=rounds)
+        table.add(human(nbytes), *moved.cells("plain", pages="plain", scattered="plain", verified="plain"))
     fetcher.close()
     return table
 
@@ -112,11 +105,11 @@ def main() -> None:
     sizes = [size for size in (1 << 20, 16 << 20, 256 << 20, 1 << 30) if size <= options.max_mb << 20]
     num_pages = max(sizes) // page_bytes
     with peer("benchmarks.cuda_ipc", "--serve", page_bytes, num_pages, ready=PeerReady) as ready:
-        table = measure(cuda, ready, sizes, rounds=options.rounds)
+        table = bandwidth(cuda, ready, sizes, rounds=options.rounds)
     report = Report(
         name="cuda-ipc",
         purpose="Pages moved between two processes' pools in GPU memory, against a copy within the GPU.",
-        configuration={key: value for key, value in vars(options).items() if key not in ("serve", "results", "write")},
+        configuration=configuration(options, but=("serve",)),
         tables=[table],
     )
     finish(report, options)

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.report import Report, Table, add_report_options, finish
+from benchmarks.report import Report, Table, add_report_options, configuration, finish
 from benchmarks.workers.job import Job, Task
 from benchmarks.workload import random_prompt
 
@@ -182,11 +182,10 @@ def _report(
     spread = Table(title="Every round", columns=["measure", *names])
     for measure in measures:
         spread.add(measure, *(", ".join(f"{value:,.4g}" for value in samples[name, measure]) for name in names))
-    shown = {key: value for key, value in vars(arguments).items() if key not in ("write", "results", "peer_python")}
     return Report(
         name="engine",
         purpose="Offline throughput and start-up of the engine alone, each engine in a fresh process in each round.",
-        configuration=shown,
+        configuration=configuration(arguments, but=("peer_python",)),
         tables=[table, spread],
         notes=[
             "Generated tokens/s: all streams submitted at once; tokens generated over the time to the last one.",

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from benchmarks.configured import add_configured_options, aggregated_settings, configured_systems, pd_settings
 from benchmarks.http_client import Completion, CompletionClient
 from benchmarks.mixed_load import background_streams
-from benchmarks.report import Report, Table, add_report_options, finish
+from benchmarks.report import Report, Table, add_report_options, configuration, finish
 from benchmarks.stats import added_percent, median, milliseconds, percentile
 from benchmarks.systems import running
 from benchmarks.workload import random_prompt
@@ -138,11 +138,10 @@ def _report(arguments: argparse.Namespace, results: Results) -> Report:
             None if middle is None or step is None else middle / step,
             len(results[case]) - len(served),
         )
-    configuration = {key: str(value) for key, value in vars(arguments).items() if key not in ("write", "results")}
     return Report(
         name="handover",
         purpose="Time from prefill's first token to the start of decode's first step; aggregated mode for comparison.",
-        configuration=configuration,
+        configuration=configuration(arguments),
         tables=[table],
         notes=["Handover: gap between the first two tokens less the median decode step."],
     )

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from benchmarks.configured import add_configured_options, aggregated_settings, configured_systems, pd_settings
 from benchmarks.http_client import CompletionClient
 from benchmarks.mixed_load import MixedLoad, Phase, PhaseResult, run_mixed
-from benchmarks.report import Report, Table, add_report_options, finish
+from benchmarks.report import Report, Table, add_report_options, configuration, finish
 from benchmarks.stats import milliseconds, percentile
 from benchmarks.systems import System, running
 
@@ -109,11 +109,10 @@ def _report(arguments: argparse.Namespace, results: Results) -> Report:
                 found.failed,
             )
         tables.append(table)
-    configuration = {key: str(value) for key, value in vars(arguments).items() if key not in ("write", "results")}
     return Report(
         name="interference",
         purpose="Inter-token latency of running streams while long prompts arrive: PD and aggregated mode.",
-        configuration=configuration,
+        configuration=configuration(arguments),
         tables=tables,
         notes=[_verdict(phase, results) for phase in (Phase.AT_RATE, Phase.SATURATED)],
     )

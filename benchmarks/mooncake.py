@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.pages import ADDRESS, LAYOUT, SECRET, contiguous, human, scattered
 from benchmarks.peer_process import PeerReady, filled_pool, peer, read_secret, say_ready, serve_pool, wait_for_end
-from benchmarks.report import Report, Table, add_report_options, finish
+from benchmarks.report import Report, Table, add_report_options, configuration, finish
 from benchmarks.rounds import Ways, measure
 from benchmarks.timed_fetch import timed_fetch
 from transfer.checksum import page_checksums
@@ -95,16 +95,8 @@ def bandwidth(receiver: Receiver, sizes: Sequence[int], *, rounds: int) -> Table
             "scattered": partial(receiver.fetch, scattered(count, num_pages), transport="tcp"),
         }
         moved = measure(nbytes, ways, rounds=rounds)
-        table.add(
-            human(nbytes),
-            moved.speed("library"),
-            moved.speed("contiguous"),
-            moved.share("contiguous", "library"),
-            moved.speed("verified"),
-            moved.share("verified", "library"),
-            moved.speed("scattered"),
-            moved.share("scattered", "contiguous"),
-        )
+        shares = moved.cells("library", contiguous="library", verified="library", scattered="contiguous")
+        table.add(human(nbytes), *shares)
     return table
 
 
@@ -147,7 +139,7 @@ def main() -> None:
     report = Report(
         name="mooncake",
         purpose="Pages moved over mooncake-transfer-engine's TCP, against the library's own read of one span.",
-        configuration={key: value for key, value in vars(options).items() if key not in ("serve", "results", "write")},
+        configuration=configuration(options, but=("serve",)),
         tables=tables,
     )
     finish(report, options)

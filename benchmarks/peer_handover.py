@@ -27,7 +27,7 @@ from pathlib import Path
 from benchmarks.configured import add_configured_options, aggregated_settings, configured_systems, pd_settings
 from benchmarks.http_client import Completion, CompletionClient
 from benchmarks.nixl_client import NixlPairClient
-from benchmarks.report import Report, Table, add_report_options, finish
+from benchmarks.report import Report, Table, add_report_options, configuration, finish
 from benchmarks.stats import added_percent, median, milliseconds
 from benchmarks.systems import System, running
 from benchmarks.workload import random_prompt
@@ -214,11 +214,10 @@ def _report(arguments: argparse.Namespace, samples: Samples) -> Report:
                 together.merged + apart.merged,
                 together.failed + apart.failed,
             )
-    configuration = {key: str(value) for key, value in vars(arguments).items() if key not in ("write", "results")}
     return Report(
         name="peer-handover",
         purpose="What the way from prefill to decode costs, beside vLLM with NixlConnector; one core a replica.",
-        configuration=configuration,
+        configuration=configuration(arguments),
         tables=[table],
         notes=[
             "Ours sends prefill's token to the client at once; the peer's first token comes from decode.",

@@ -23,7 +23,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from benchmarks.pages import ADDRESS, BOOT, LAYOUT, SECRET, contiguous, human, scattered
 from benchmarks.peer_process import PeerReady, filled_pool, peer, read_secret, say_ready, serve_pool
-from benchmarks.report import Report, Table, add_report_options, finish
+from benchmarks.report import Report, Table, add_report_options, configuration, finish
 from benchmarks.rounds import Ways, measure
 from benchmarks.slow_link import LOOPBACK, Link, slow_link
 from benchmarks.timed_fetch import timed_fetch
@@ -129,16 +129,7 @@ def groups(ready: GroupPeerReady, link: Link, sizes: list[int], *, rounds: int) 
                 "scattered": partial(fetch, fetcher, *mixed, []),
             }
             moved = measure(nbytes, ways, rounds=rounds)
-            table.add(
-                human(nbytes),
-                moved.speed("plain"),
-                moved.speed("pages"),
-                moved.share("pages", "plain"),
-                moved.speed("verified"),
-                moved.share("verified", "plain"),
-                moved.speed("scattered"),
-                moved.share("scattered", "pages"),
-            )
+            table.add(human(nbytes), *moved.cells("plain", pages="plain", verified="plain", scattered="pages"))
         fetcher.close()
         plain.take(0)
     return table
@@ -169,7 +160,7 @@ def main() -> None:
     report = Report(
         name="process-groups",
         purpose="Pages moved through gloo's process groups, against gloo's own send and receive of one span.",
-        configuration={key: value for key, value in vars(options).items() if key not in ("serve", "results", "write")},
+        configuration=configuration(options, but=("serve",)),
         tables=[table],
     )
     finish(report, options)

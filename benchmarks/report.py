@@ -56,6 +56,11 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where --write puts it")
 
 
+def configuration(options: argparse.Namespace, *, but: Sequence[str] = ()) -> dict[str, object]:
+    """What the command line said, without those of `add_report_options` and `but`."""
+    return {key: value for key, value in vars(options).items() if key not in ("write", "results", *but)}
+
+
 def finish(report: Report, options: argparse.Namespace) -> Path | None:
     """Print the report; write it when `--write` was given. Returns the file written, if any."""
     for table in report.tables:

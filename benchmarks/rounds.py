@@ -27,6 +27,13 @@ class Rounds:
         """Of the speed of `base`: the median of the rounds' own shares."""
         return f"{statistics.median(row[base] / row[way] for row in self.seconds):.0%}"
 
+    def cells(self, first: str, **bases: str) -> list[float | str]:
+        """The speed of `first`; then of each other way its speed, and its share of the speed of the one named."""
+        cells: list[float | str] = [self.speed(first)]
+        for way, base in bases.items():
+            cells += [self.speed(way), self.share(way, base)]
+        return cells
+
 
 def measure(nbytes: int, ways: Ways, *, rounds: int) -> Rounds:
     """Each way once for its first touches, then `rounds` times."""

@@ -26,7 +26,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from benchmarks.report import Report, Table, add_report_options, finish
+from benchmarks.report import Report, Table, add_report_options, configuration, finish
 from benchmarks.stats import median, milliseconds
 from benchmarks.workers.replica_stand_in import SECRET_VARIABLE
 
@@ -200,11 +200,10 @@ def _report(arguments: argparse.Namespace, results: Results) -> Report:
                 median(figures.requests_per_cpu_s),
                 median(figures.tokens_per_cpu_s),
             )
-    configuration = {key: str(value) for key, value in vars(arguments).items() if key not in ("write", "results")}
     return Report(
         name="router",
         purpose="Latency the router adds, and what one core of it carries, before replicas that answer at once.",
-        configuration=configuration,
+        configuration=configuration(arguments),
         tables=[table],
         notes=[
             "The bare server answers by itself: no tokeniser, no template, no validation, no replica behind it.",

@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.http_client import CompletionClient
 from benchmarks.load import LoadResult, Slo, run_open_loop
 from benchmarks.memory import MIB, total_pss
-from benchmarks.report import Cell, Report, Table, add_report_options, finish
+from benchmarks.report import Cell, Report, Table, add_report_options, configuration, finish
 from benchmarks.stats import median, milliseconds, percentile
 from benchmarks.systems import System, add_system_options, parse_systems, running
 from benchmarks.workload import Lengths, WorkItem, poisson, replay
@@ -130,11 +130,10 @@ def _report(
             latency.add(name, measure, *(milliseconds(x) for x in (mean, *(percentile(values, p) for p in PERCENTS))))
         rates.add(name, *_rates(rounds, slo), median([size / MIB for size in memory[name]]))
         notes += [f"{name} failed a request: {error}" for result in rounds for error in result.errors[:3]]
-    configuration = {key: str(value) for key, value in vars(arguments).items() if key not in ("write", "results")}
     return Report(
         name="serve",
         purpose="Open-loop load over HTTP: what clients see of the systems, each given the same requests.",
-        configuration=configuration,
+        configuration=configuration(arguments),
         tables=[latency, rates],
         notes=notes,
     )

@@ -21,7 +21,7 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.report import Report, Table, add_report_options, finish
+from benchmarks.report import Report, Table, add_report_options, configuration, finish
 from benchmarks.stats import median, percentile
 from benchmarks.trace import chrome_trace
 from benchmarks.workload import random_prompt
@@ -125,11 +125,10 @@ def phase_table(timelines: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _report(arguments: argparse.Namespace, timelines: Timelines) -> Report:
-    configuration = {key: str(value) for key, value in vars(arguments).items() if key not in ("write", "results")}
     return Report(
         name="timeline",
         purpose="Where the time of requests goes, as replicas measure it.",
-        configuration=configuration,
+        configuration=configuration(arguments),
         tables=[phase_table(timelines)],
         notes=["Copies overlap with compute; sums of all phases are no total."],
     )

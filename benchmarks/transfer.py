@@ -31,7 +31,7 @@ import numpy as np
 
 from benchmarks.pages import ADDRESS, LAYOUT, SECRET, Fresh, PageLists, contiguous, human
 from benchmarks.peer_process import peer
-from benchmarks.report import Cell, Report, Table, add_report_options, finish
+from benchmarks.report import Cell, Report, Table, add_report_options, configuration, finish
 from benchmarks.rounds import Ways, measure
 from benchmarks.timed_fetch import timed_fetch
 from benchmarks.transfer_peer import STREAM_PIECE_BYTES, TransferPeerReady
@@ -211,7 +211,7 @@ def main() -> None:
     report = Report(
         name="transfer",
         purpose="Pages moved by each transport, against a single-threaded memcpy and a plain loopback TCP stream.",
-        configuration={key: value for key, value in vars(options).items() if key not in ("results", "write")},
+        configuration=configuration(options),
         tables=tables,
     )
     finish(report, options)
