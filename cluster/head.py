@@ -61,6 +61,7 @@ def main() -> int:
             application.tls.check()
         _check_model(application.config, progress)
         check_router_files(application.config)
+        check_transfer(application.config)
         plain = application.tls is None and not is_ipv6(application.host)
         _set_environment(options.env_file, options.folder, haproxy=plain and haproxy_runs())
         _start(application, options, progress)
@@ -139,6 +140,21 @@ def check_router_files(config: ClusterConfig) -> None:
 
             ChatTemplate.load(Path(config.model.path), file=config.model.chat_template)
     except ValueError as error:  # BadKeyFile, ChatTemplateError
+        raise StartFailed(str(error)) from error
+
+
+def check_transfer(config: ClusterConfig) -> None:
+    """Look for what the replicas need on this machine to exchange pages: raises `StartFailed`, before anything starts,
+    for what each of them would refuse, one start after the other."""
+    from transfer.disk.folders import check_shared
+    from transfer.mooncake.library import MooncakeUnavailable, check_devices
+
+    try:
+        if config.transfer.folder is not None:
+            check_shared(Path(config.transfer.folder))
+        if config.transfer.ib_device:
+            check_devices(config.transfer.ib_device)
+    except (ValueError, MooncakeUnavailable) as error:
         raise StartFailed(str(error)) from error
 
 

@@ -10,7 +10,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from cluster.config import ClusterConfig
-from cluster.head import check_router_files
+from cluster.head import check_router_files, check_transfer
 from cluster.launch_output import Progress
 from cluster.readiness import StartFailed
 from cluster.serve_start import is_deploying, wait_for_proxies, without_stacks
@@ -35,7 +35,7 @@ def test_what_else_goes_wrong_with_serve_ends_the_start() -> None:
 
 def test_why_a_replica_did_not_start_is_told_without_stacks() -> None:
     def fail() -> None:
-        raise ValueError("transfer folder '/kv' is not a folder;\n  make it")
+        raise ValueError("transfer.folder '/kv' is not a folder;\n  make it")
 
     try:
         fail()
@@ -44,7 +44,7 @@ def test_why_a_replica_did_not_start_is_told_without_stacks() -> None:
     told = f"The deployment failed to start 3 times in a row. Error:\nray::Prefill (pid=1)\nRuntimeError: {stack}"
     assert without_stacks(told).splitlines() == [
         "The deployment failed to start 3 times in a row. Error:",
-        "ValueError: transfer folder '/kv' is not a folder;",
+        "ValueError: transfer.folder '/kv' is not a folder;",
         "  make it",
     ]
     assert without_stacks("no resources\nat all") == "no resources\nat all"
@@ -61,6 +61,18 @@ def test_files_of_the_router_are_read_before_anything_starts(tmp_path: Path) -> 
         check_router_files(config)
     template.write_text("{{ messages }}")
     check_router_files(config)
+
+
+def test_what_pages_travel_by_is_looked_for_before_anything_starts(tmp_path: Path) -> None:
+    def config(**transfer: str) -> ClusterConfig:
+        return ClusterConfig.model_validate({"transfer": transfer})
+
+    with pytest.raises(StartFailed, match=r"transfer\.folder '.*/missing' is not a folder; make or mount it"):
+        check_transfer(config(transport="disk", folder=str(tmp_path / "missing")))
+    with pytest.raises(StartFailed, match="ib_device 'no such device' is not one of this machine's RDMA devices"):
+        check_transfer(config(transport="mooncake", ib_device="no such device"))
+    check_transfer(config(transport="disk", folder=str(tmp_path)))
+    check_transfer(config(transport="mooncake"))
 
 
 @pytest.mark.parametrize(("state", "starts"), [("DEPLOYING", True), ("RUNNING", False), ("UNHEALTHY", False)])

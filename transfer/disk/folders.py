@@ -28,7 +28,7 @@ def check_shared(folder: Path | None) -> None:
     if folder is None:
         raise ValueError("transport 'disk' needs a folder that all replicas can reach: set transfer.folder")
     if not folder.is_dir():
-        raise ValueError(f"transfer folder {str(folder)!r} is not a folder; make or mount it, on every node alike")
+        raise ValueError(f"transfer.folder {str(folder)!r} is not a folder; make or mount it, on every node alike")
 
 
 def remove_spool(path: Path) -> None:

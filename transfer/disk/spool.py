@@ -67,7 +67,7 @@ class Spool:
         try:
             self._packs = PackStore(folder / self._own, limits=limits, clock=clock)
         except OSError as error:
-            raise ValueError(f"transfer folder {str(folder)!r} cannot be written to: {error}") from error
+            raise ValueError(f"transfer.folder {str(folder)!r} cannot be written to: {error}") from error
         self._ready = threading.Condition()  # guards what follows
         self._max_waiting = max(1, limits.max_waiting_bytes // page_bytes)
         self._waiting: deque[tuple[int, int]] = deque()

@@ -28,7 +28,7 @@ class MooncakeUnavailable(RuntimeError):
 def new_engine(*, host: str, ib_device: str) -> Any:
     """A started TransferEngine that shakes hands with its peers directly. Raises `MooncakeUnavailable`."""
     if ib_device:
-        check_devices(ib_device, Path("/sys/class/infiniband"))
+        check_devices(ib_device)
     try:
         from mooncake.engine import TransferEngine
     except ImportError as error:
@@ -48,7 +48,7 @@ def import_failure(error: str) -> str:
     return f"mooncake-transfer-engine cannot be imported ({error}): install the system package that provides it"
 
 
-def check_devices(ib_device: str, folder: Path) -> None:
+def check_devices(ib_device: str, folder: Path = Path("/sys/class/infiniband")) -> None:
     """The library would fall back to TCP without a word. Raises `MooncakeUnavailable` for a device not in `folder`."""
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     for device in ib_device.split(","):
