@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from types import FrameType
 
-from cluster.process_tree import adopt_orphans, end_descendants
+from cluster.process_tree import adopt_orphans, end_descendants, reap_orphans
 
 _ORDERLY_END_S = 100.0  # Serve gives an application a minute to finish its requests
 _LONGEST_FOLDER = 24  # Unix socket paths below it must stay under 108 bytes
@@ -77,7 +77,7 @@ class _Supervisor:
             try:
                 return self._head.wait(timeout=0.5)
             except subprocess.TimeoutExpired:
-                continue
+                reap_orphans(but=self._head.pid)  # such as the helper processes of a replica that was killed
         try:
             return self._head.wait(timeout=_ORDERLY_END_S)
         except subprocess.TimeoutExpired:

@@ -39,6 +39,16 @@ def descendants(of_pid: int | None = None) -> set[int]:
     return found
 
 
+def reap_orphans(*, but: int) -> None:
+    """Collect the exit states of adopted processes that have ended, or they stay on as zombies. That of the child `but`
+    is left for whoever waits for it, and ends the round."""
+    if not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(ChildProcessError):  # no children left
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid != but:
+            os.waitpid(ended.si_pid, 0)
+
+
 def end_descendants(*, patience_s: float = 3.0) -> set[int]:
     """Ask every descendant to end, then make it; returns those still there after twice `patience_s` (none, mostly)."""
     for ask in (signal.SIGTERM, signal.SIGKILL):

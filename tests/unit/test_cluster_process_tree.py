@@ -45,3 +45,32 @@ def test_an_orphan_that_ignores_sigterm_is_ended_and_a_bystander_is_not() -> Non
     finally:
         bystander.kill()
         bystander.wait()
+
+
+REAPER = """
+import os, subprocess, sys
+from pathlib import Path
+from cluster.process_tree import adopt_orphans, reap_orphans
+
+assert adopt_orphans()
+# A child that starts a grandchild, which lives until its input ends, and dies.
+child = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'input()']).pid)"
+pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+started = subprocess.Popen([sys.executable, "-c", child], **pipes)
+orphan = int(started.stdout.readline())
+assert started.wait() == 0
+head = subprocess.Popen([sys.executable, "-c", "raise SystemExit(7)"])
+reap_orphans(but=head.pid)
+assert Path(f"/proc/{orphan}").exists()
+started.stdin.close()
+for pid in (orphan, head.pid):
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+assert Path(f"/proc/{orphan}").exists(), "a zombie"
+reap_orphans(but=head.pid)
+assert not Path(f"/proc/{orphan}").exists()
+assert head.wait() == 7
+"""
+
+
+def test_orphans_that_end_leave_no_zombies_and_the_head_its_exit_code() -> None:
+    subprocess.run([sys.executable, "-c", REAPER], cwd=REPOSITORY, check=True, timeout=60)
