@@ -7,34 +7,31 @@ is written to, every wait ends by its deadline, and when the network is sound ag
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import ClassVar
 
 import msgspec
-import numpy as np
 import pytest
-import xxhash
 from faulty_relay import DISTURBANCES, FaultyRelay
+from parted_pool import CODEC, OURS, THEIRS, PartedPool
 from transfer_pools import ServedPool, closing
 from transfer_schedules import run_schedules, unharmed
 from transfer_world import PAGE, SLOTS, SOURCE_PAGES, World
 
-from protocol.handshake import PoolShape
-from transfer.grains import PoolGrains
-from transfer.int8_codec import Int8Codec, coded_bytes
-from transfer.layout import cut_between, whole_grid
 
+class Relayed:
+    """`pool` behind a faulty network; closes it."""
 
-class RelayedPool(ServedPool):
-    """A peer behind a faulty network."""
-
-    def __init__(self, *, boot: int, **options) -> None:
-        super().__init__(boot=boot, num_pages=SOURCE_PAGES, **{"page_bytes": PAGE, **options})
-        self.relay = FaultyRelay((self.ticket.tcp_host, self.ticket.tcp_port))
-        self.ticket = msgspec.structs.replace(self.ticket, tcp_port=self.relay.port)
+    def __init__(self, pool: ServedPool) -> None:
+        self._pool = pool
+        self.relay = FaultyRelay((pool.ticket.tcp_host, pool.ticket.tcp_port))
+        self.address = pool.address
+        self.ticket = msgspec.structs.replace(pool.ticket, tcp_port=self.relay.port)
+        self.page, self.checksums = pool.page, pool.checksums
 
     def close(self) -> None:
         self.relay.close()
-        super().close()
+        self._pool.close()
 
 
 class RelayedWorld(World):
@@ -77,81 +74,23 @@ class RelayedWorld(World):
         return self.answers[key][0]
 
 
-# ---- parts of pages, and KV in 8 bits ---------------------------------------------------------------------------
-
-OURS = PoolShape(
-    model="m", dtype="bfloat16", layers=2, kv_heads=1, page_size=4, head_dim=8, total_kv_heads=2, tp_rank=1, tp_size=2
-)
-THEIRS = msgspec.structs.replace(OURS, kv_heads=2, tp_rank=0, tp_size=1)
-CODEC = Int8Codec("bfloat16")
-
-
-class PartedPool(RelayedPool):
-    """Behind a faulty network too; our pages are parts of its pages, or come in 8 bits, or both."""
-
-    def __init__(self, *, boot: int, shape: PoolShape, codec: Int8Codec | None) -> None:
-        super().__init__(boot=boot, page_bytes=PAGE * shape.kv_heads, shape=shape, codec=codec)
-        cut = cut_between(shape, self.page_bytes, OURS, PAGE)
-        self._grid = whole_grid(OURS, page_bytes=PAGE, tokens=OURS.page_size) if cut is None else cut.source
-        self._codec = codec
-
-    def stored(self, page: int) -> np.ndarray:
-        packed = np.empty(PAGE, dtype=np.uint8)
-        PoolGrains(np.frombuffer(self.memory.view, dtype=np.uint8), self._grid).gather((page,), packed)
-        return packed
-
-    def page(self, page: int) -> bytes:
-        packed = self.stored(page)
-        if self._codec is not None:
-            coded = np.empty(coded_bytes(self._grid, "bfloat16"), dtype=np.uint8)
-            self._codec.encode(self._grid, packed, coded)
-            self._codec.decode(self._grid, coded, packed)
-        return packed.tobytes()
-
-    def checksums(self, pages) -> list[int]:
-        return [xxhash.xxh3_64_intdigest(self.stored(page)) for page in pages]
-
-
-class PartedWorld(RelayedWorld):
-    """What is verified here, is so before it is in its place: pages hold what they held or what they should."""
-
-    def __init__(self, *args, **options) -> None:
-        self.before: dict[int, dict[int, bytes]] = {}
-        super().__init__(*args, **options)
-
-    def fetch(self, slot, count, verified, seconds):
-        self.before[self.fetches] = dict(self.settled)
-        super().fetch(slot, count, verified, seconds)
-
-    def settle(self, key):
-        job, pool = self.running[key]
-        super().settle(key)
-        if job.checksums:
-            for source, target in zip(job.source_pages, job.target_pages, strict=True):
-                may_be = (self.before[key][target], pool.page(source))
-                self.expect(self.settled[target] in may_be, f"page {target} of fetch {key} was not verified")
-
-
-class SealedWorld(PartedWorld):
-    """In 8 bits everything is verified, with checksums or without."""
-
-    corrupted = property(lambda self: False, lambda self, value: None)
-
-
+PARTS = {"shape": OURS, "lands_verified": True}
+SEALED = {**PARTS, "codec": CODEC, "seals": True}
 KINDS = {
-    "pages": (RelayedPool, {}, RelayedWorld, {}),
-    "parts": (PartedPool, {"shape": THEIRS, "codec": None}, PartedWorld, {"shape": OURS}),
-    "int8": (PartedPool, {"shape": OURS, "codec": CODEC}, SealedWorld, {"shape": OURS, "codec": CODEC}),
-    "int8 parts": (PartedPool, {"shape": THEIRS, "codec": CODEC}, SealedWorld, {"shape": OURS, "codec": CODEC}),
+    "pages": (partial(ServedPool, num_pages=SOURCE_PAGES, page_bytes=PAGE), {}),
+    "parts": (partial(PartedPool, shape=THEIRS, codec=None), PARTS),
+    "int8": (partial(PartedPool, shape=OURS, codec=CODEC), SEALED),
+    "int8 parts": (partial(PartedPool, shape=THEIRS, codec=CODEC), SEALED),
 }
+"""Peers, and what goes for the world of them."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("error")  # also of a thread that died
 def test_random_schedules_over_a_faulty_network(caplog, kind):
-    pool_of, pool_options, world_of, options = KINDS[kind]
-    with unharmed(caplog), closing(*(pool_of(boot=slot, **pool_options) for slot in SLOTS)) as pools:
+    pool_of, options = KINDS[kind]
+    with unharmed(caplog), closing(*(Relayed(pool_of(boot=slot)) for slot in SLOTS)) as pools:
         peers = {pool.address.boot: pool for pool in pools}
-        run_schedules(lambda choose: world_of(peers, transport="tcp", **options), 150 if kind == "pages" else 70)
+        run_schedules(lambda choose: RelayedWorld(peers, transport="tcp", **options), 150 if kind == "pages" else 70)
         done = Counter(how for pool in pools for how in pool.relay.done)
     assert min(done[how] for how in DISTURBANCES) > 5, done

@@ -7,6 +7,7 @@ import itertools
 import random
 
 import pytest
+from parted_pool import OURS, THEIRS, PartedPool
 from transfer_pools import ServedPool, closing, pattern
 from transfer_schedules import run_schedules, unharmed
 from transfer_world import PAGE, SLOTS, SOURCE_PAGES, LawBroken, World
@@ -24,6 +25,7 @@ def pools():
 @pytest.fixture(autouse=True, scope="module")
 def small_pieces():
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transfer.grain_run._PACKED_BYTES", 3 * PAGE)
         patch.setattr("transfer.page_run._VERIFIED_BLOCK_BYTES", 3 * PAGE)
         patch.setattr("transfer.page_run._PLAIN_BLOCK_BYTES", 2 * PAGE)
         patch.setattr("transfer.page_run._STREAMED_BYTES", 5 * PAGE)
@@ -45,6 +47,30 @@ def test_random_schedules(pools, transport, caplog):
         run_schedules(world, 1000)
     for boot, pool in pools.items():
         assert bytes(pool.memory.view) == pattern(boot, PAGE * SOURCE_PAGES).tobytes()
+
+
+@pytest.fixture(scope="module")
+def parted_pools():
+    with closing(*(PartedPool(boot=slot, shape=THEIRS, codec=None) for slot in SLOTS)) as pools:
+        yield {pool.address.boot: pool for pool in pools}
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.filterwarnings("error")
+def test_random_schedules_of_parts_of_pages(parted_pools, transport, caplog):
+    def world(choose: random.Random) -> World:
+        threads, at_once = choose.randint(1, 3), choose.choice([0, 5 * PAGE])
+        return World(
+            parted_pools,
+            transport=transport,
+            num_threads=threads,
+            at_once_bytes=at_once,
+            shape=OURS,
+            lands_verified=True,
+        )
+
+    with unharmed(caplog):
+        run_schedules(world, 400)
 
 
 # ---- fetchers that break a law --------------------------------------------------------------------------------

@@ -43,7 +43,8 @@ class Source(Protocol):
 
 class World:
     """Our pool, its fetcher, and what must be true of each page. `break_law` may spoil the fetcher, for proving that
-    the oracle notices."""
+    the oracle notices. With `lands_verified` what is verified is so before it is in its place, and with `seals` all is,
+    checksums or not."""
 
     weights: ClassVar[Mapping[str, int]] = {
         "fetch": 3, "cancel": 1, "detach": 1, "attach": 1, "time": 1, "reclaim": 1,
@@ -59,9 +60,13 @@ class World:
         peers: Mapping[int, Source],
         *,
         break_law: Callable[[PageFetcher], None] | None = None,
+        lands_verified: bool = False,
+        seals: bool = False,
         **options: Any,
     ) -> None:
         self.peers = peers
+        self.lands_verified = lands_verified
+        self.seals = seals
         self.clock = FakeClock()
         self.whims = Whims(page_bytes=self.page_bytes)
         options.setdefault("at_once_bytes", 0)  # threads can be held, the schedule's own cannot
@@ -83,6 +88,7 @@ class World:
             page: bytes(self.page_bytes) for page in range(OUR_PAGES)
         }  # pages nobody writes to, and their bytes
         self.running: dict[int, tuple[FetchJob, Source]] = {}
+        self.before: dict[int, list[bytes]] = {}  # what the pages of a fetch held
         self.answers: dict[int, tuple[FetchResult, list[bytes]]] = {}  # with the pages' bytes at that moment
         self.right: dict[str, int] = {}
         """Fetches that came to a good end, by the transport that did it."""
@@ -118,8 +124,9 @@ class World:
         targets = sorted(self.settled, key=lambda page: (page * 7 + self.fetches) % OUR_PAGES)[:count]
         sources = [(page * 5 + self.fetches) % SOURCE_PAGES for page in range(count // 2)]
         sources += range(count - len(sources))
-        for page in targets:
-            self.expect(self.page(page) == self.settled.pop(page), f"page {page} was written to while nobody's")
+        before = self.before[self.fetches] = [self.settled.pop(page) for page in targets]
+        for page, content in zip(targets, before, strict=True):
+            self.expect(self.page(page) == content, f"page {page} was written to while nobody's")
         job = FetchJob(
             key=self.fetches,
             peer=pool.address,
@@ -198,10 +205,14 @@ class World:
             self.expect(key in self.answers, f"fetch {key} was never answered")
             result, landed = self.answers[key]
         del self.running[key]
-        for source, target, content in zip(job.source_pages, job.target_pages, landed, strict=True):
+        pages = zip(job.source_pages, job.target_pages, self.before.pop(key), landed, strict=True)
+        for source, target, before, content in pages:
             self.settled[target] = content
-            if result.ok and (job.checksums or not self.corrupted):
+            if result.ok and (job.checksums or self.seals or not self.corrupted):
                 self.expect(content == pool.page(source), f"page {target} of fetch {key} is wrong and called right")
+            if self.lands_verified and job.checksums:
+                right = content in (before, pool.page(source))
+                self.expect(right, f"page {target} of fetch {key} was not verified before it was in its place")
         self.expect(result.ok == (result.error is None), f"fetch {key} ended with {result}")
         if result.ok and result.bytes:
             self.right[result.transport] = self.right.get(result.transport, 0) + 1
