@@ -146,6 +146,7 @@ def check_router_files(config: ClusterConfig) -> None:
 def check_transfer(config: ClusterConfig) -> None:
     """Look for what the replicas need on this machine to exchange pages: raises `StartFailed`, before anything starts,
     for what each of them would refuse, one start after the other."""
+    from transfer.cuda.library import check_driver
     from transfer.disk.folders import check_shared
     from transfer.mooncake.library import MooncakeUnavailable, check_devices
 
@@ -154,6 +155,8 @@ def check_transfer(config: ClusterConfig) -> None:
             check_shared(Path(config.transfer.folder))
         if config.transfer.ib_device:
             check_devices(config.transfer.ib_device)
+        if config.transfer.transport == "nccl":
+            check_driver("nccl", "gloo or auto")
     except (ValueError, MooncakeUnavailable) as error:
         raise StartFailed(str(error)) from error
 

@@ -80,9 +80,16 @@ def _group(backend: BackendName, parts: DoorParts) -> Door:
     )
 
 
+def _nccl(parts: DoorParts) -> Door:
+    from transfer.cuda.library import check_driver
+
+    check_driver("nccl", "gloo or auto")  # or helpers would be started in vain for ever, and all go by TCP
+    return _group("nccl", parts)
+
+
 _OPENERS: Mapping[str, Callable[[DoorParts], Door]] = {
     "disk": _disk,
     "mooncake": _mooncake,
     "gloo": partial(_group, "gloo"),
-    "nccl": partial(_group, "nccl"),
+    "nccl": _nccl,
 }

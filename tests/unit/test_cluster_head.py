@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from concurrent.futures import Future
+from ctypes.util import find_library
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from cluster.head import check_router_files, check_transfer
 from cluster.launch_output import Progress
 from cluster.readiness import StartFailed
 from cluster.serve_start import is_deploying, wait_for_proxies, without_stacks
+from transfer.doors import DoorParts, open_doors
+from transfer.memory import SharedMemory
 
 
 def failed(error: Exception) -> Future[None]:
@@ -73,6 +76,19 @@ def test_what_pages_travel_by_is_looked_for_before_anything_starts(tmp_path: Pat
         check_transfer(config(transport="mooncake", ib_device="no such device"))
     check_transfer(config(transport="disk", folder=str(tmp_path)))
     check_transfer(config(transport="mooncake"))
+
+
+@pytest.mark.skipif(find_library("cuda") is not None, reason="for machines without NVIDIA's driver")
+def test_nccl_is_refused_where_there_is_no_gpu() -> None:
+    """Before anything starts, and by each replica: or all would go by TCP without a word."""
+    remedy = r"transport 'nccl' needs NVIDIA's driver, .*; set transport to gloo or auto"
+    with pytest.raises(StartFailed, match=remedy):
+        check_transfer(ClusterConfig.model_validate({"transfer": {"transport": "nccl"}}))
+    with SharedMemory(4096) as memory:
+        pool = {"memory": memory, "page_bytes": 4096, "num_pages": 1, "replica_id": "r", "boot": 1, "secret": b"s"}
+        parts = DoorParts(**pool, host="127.0.0.1", bind_host="127.0.0.1")
+        with pytest.raises(ValueError, match=remedy):
+            open_doors("nccl", parts)
 
 
 @pytest.mark.parametrize(("state", "starts"), [("DEPLOYING", True), ("RUNNING", False), ("UNHEALTHY", False)])

@@ -76,16 +76,23 @@ class Cuda(Protocol):
     def is_done(self, event: int) -> bool: ...
 
 
+def check_driver(transport: str, otherwise: str) -> None:
+    """Raises `CudaUnavailable` where there is no NVIDIA driver for `transport`; `otherwise` is what to set instead."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise CudaUnavailable(
+            f"transport {transport!r} needs NVIDIA's driver, which cannot be loaded ({error}); set transport to "
+            f"{otherwise}"
+        ) from error
+
+
 class CudaDriver:
     """Implements `Cuda` for GPU `index`, in its primary context, which torch uses too. Raises `CudaUnavailable`."""
 
     def __init__(self, index: int = 0) -> None:
-        try:
-            self._driver = ctypes.CDLL("libcuda.so.1")
-        except OSError as error:
-            raise CudaUnavailable(
-                f"transport 'cuda' needs NVIDIA's driver, which cannot be loaded ({error}); set transport to auto"
-            ) from error
+        check_driver("cuda", "auto")
+        self._driver = ctypes.CDLL("libcuda.so.1")
         self._context = ctypes.c_void_p()
         try:
             self._call("cuInit", ctypes.c_uint(0))
