@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable
 
@@ -9,6 +10,8 @@ from transfer.grain_cursor import GrainChanged
 from transfer.io_loop import WRITE, IoLoop
 from transfer.served import Outgoing
 from transfer.stall_watch import StallWatch
+
+logger = logging.getLogger(__name__)
 
 _TURN_BYTES = 4 << 20
 """Then the other connections have their turn."""
@@ -68,6 +71,10 @@ class AnswerSender:
             pass  # the rest when there is room again
         except (OSError, GrainChanged) as error:
             self._fail(f"sending pages: {error}")
+            return
+        except Exception as error:  # a bug, which would come again as long as the socket takes bytes
+            logger.exception("sending pages failed")
+            self._fail(f"sending pages: {error!r}")
             return
         if self._left:
             self._loop.watch(self._sock, WRITE, self._writable)

@@ -232,3 +232,17 @@ def test_grains_that_the_pool_does_not_have_are_refused(peer, ask, runs, grain_b
         reply = asker.ask(2, (16, 2, 2), [(4, 2)])
         assert (reply.status, reply.byte_length) == (Status.OK, 2 * OUR_BYTES)
         assert asker.receive(2 * OUR_BYTES) == peer.expected([4, 5]).tobytes()
+
+
+def test_a_bug_of_the_giver_ends_the_connection_at_once(peer, monkeypatch):
+    def fail(*_):
+        raise ValueError("a bug")
+
+    with closing(Asker(peer)) as (asker,), monkeypatch.context() as patch:
+        patch.setattr(PoolGrains, "gather", fail)
+        assert asker.ask(1, (16, 2, 2), [(4, 2)]).status is Status.OK
+        with pytest.raises(AssertionError, match="closed"):
+            asker.receive(1)
+    with closing(Asker(peer)) as (asker,):
+        assert asker.ask(1, (16, 2, 2), [(4, 2)]).status is Status.OK
+        assert asker.receive(2 * OUR_BYTES) == peer.expected([4, 5]).tobytes()
