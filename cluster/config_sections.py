@@ -81,8 +81,8 @@ class TransferSection(Section):
     transport: Literal["auto", "shm", "tcp", "mooncake", "gloo", "nccl", "disk", "cuda"] = "auto"
     """`auto`: shared memory within a host, TCP between hosts. `mooncake`: mooncake-transfer-engine, TCP where that
     fails; it lets anybody who reaches its ports read pages. `gloo`, `nccl` (with GPUs): torch.distributed, TCP where
-    that fails. `disk`: by way of `folder`. `cuda`: CUDA IPC between GPUs of one host, where models run on them; Ray must
-    then be started with RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES=1."""
+    that fails. `disk`: by way of `folder`. `cuda`: CUDA IPC between GPUs of one host, where models run on them; Ray
+    must then be started with RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES=1."""
     checksum: bool = True
     wire_dtype: Literal["auto", "int8"] = "auto"
     """Of KV on its way between hosts; `auto`: as it is stored. `int8` moves about half of bfloat16's bytes, and what
