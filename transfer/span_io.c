@@ -43,6 +43,16 @@ static void pass(const int64_t *lengths, int64_t count, int64_t *place, int64_t 
     place[0] = i, place[1] = at;
 }
 
+/* How many bytes `count` spans have together; or, if span i is not inside a memory of `nbytes` bytes, -1 - i. */
+EXPORT int64_t pd_spans_inside(int64_t nbytes, const int64_t *offsets, const int64_t *lengths, int64_t count) {
+    int64_t total = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (lengths[i] < 0 || offsets[i] < 0 || lengths[i] > nbytes || offsets[i] > nbytes - lengths[i]) return -1 - i;
+        total += lengths[i];
+    }
+    return total;
+}
+
 /* Sends the next bytes of spans that were checked: pieces of `piece` bytes, until the socket takes no more or there are
  * `max_bytes`. Returns how many it took, or -errno. `place` is the span and the byte in it that is next, before and
  * after. */

@@ -29,20 +29,16 @@ class SpanCursor:
     def __init__(
         self, library: ctypes.CDLL, view: memoryview, offsets: Numbers, lengths: Numbers, *, call_bytes: int
     ) -> None:
-        self.left = int(lengths.sum())
+        count, spans = len(lengths), (offsets.ctypes.data, lengths.ctypes.data)
+        self.left = int(library.pd_spans_inside(view.nbytes, *spans, count))
         """Bytes not passed yet."""
+        if self.left < 0:
+            raise _outside(view, offsets, lengths, -1 - self.left)
         self._library = library
         self._memory: Bytes | None = np.frombuffer(view, dtype=np.uint8)
         self._spans = (offsets, lengths)  # kept: the library reads them by their addresses
         self._next = (I64 * 2)()  # span, and byte in it
-        self._arguments = (
-            self._memory.ctypes.data,
-            offsets.ctypes.data,
-            lengths.ctypes.data,
-            len(lengths),
-            self._next,
-            call_bytes,
-        )
+        self._arguments = (self._memory.ctypes.data, *spans, count, self._next, call_bytes)
         self._most = call_bytes * _SENT_AT_ONCE
 
     def send(self, sock: socket.socket) -> int:
@@ -71,15 +67,18 @@ def socket_spans(
 ) -> SpanCursor | RangeCursor:
     """The bytes of `lengths` at `offsets` of `view`, of which a call to the socket is offered at most `call_bytes`.
     Raises `ValueError` for a span that is not inside."""
+    library = _library() if native else None
+    if library is not None:
+        offsets, lengths = (np.ascontiguousarray(numbers, dtype=np.int64) for numbers in (offsets, lengths))
+        return SpanCursor(library, view, offsets, lengths, call_bytes=call_bytes)
     inside = (lengths >= 0) & (offsets >= 0) & (offsets <= view.nbytes - lengths)
     if not inside.all():
-        outside = int(np.flatnonzero(~inside)[0])
-        raise ValueError(f"{lengths[outside]} bytes at {offsets[outside]} of a memory of {view.nbytes} bytes")
-    library = _library() if native else None
-    if library is None:
-        return RangeCursor(view, zip(offsets.tolist(), lengths.tolist(), strict=True), call_bytes=call_bytes)
-    offsets, lengths = (np.ascontiguousarray(numbers, dtype=np.int64) for numbers in (offsets, lengths))
-    return SpanCursor(library, view, offsets, lengths, call_bytes=call_bytes)
+        raise _outside(view, offsets, lengths, int(np.flatnonzero(~inside)[0]))
+    return RangeCursor(view, zip(offsets.tolist(), lengths.tolist(), strict=True), call_bytes=call_bytes)
+
+
+def _outside(view: memoryview, offsets: Numbers, lengths: Numbers, index: int) -> ValueError:
+    return ValueError(f"{lengths[index]} bytes at {offsets[index]} of a memory of {view.nbytes} bytes")
 
 
 def read_spans(
@@ -114,6 +113,7 @@ def prepare() -> None:
 @functools.cache  # a loaded library is its process's anyway
 def _library() -> ctypes.CDLL | None:
     functions = {
+        "pd_spans_inside": (I64, (I64, PTR, PTR, I64)),
         "pd_send_spans": (I64, (INT, PTR, PTR, PTR, I64, PTR, I64, I64)),
         "pd_receive_spans": (I64, (INT, PTR, PTR, PTR, I64, PTR, I64)),
         "pd_read_spans": (I64, (PTR, PTR, PTR, PTR, I64, I64)),

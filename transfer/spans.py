@@ -44,8 +44,14 @@ def coalesce(source_pages: Sequence[int], target_pages: Sequence[int]) -> list[S
 def runs(pages: npt.ArrayLike) -> Runs:
     """The runs of adjacent pages that `pages` consist of, in order."""
     listed = np.asarray(pages, dtype=np.int64)
-    starts = np.flatnonzero(np.diff(listed, prepend=listed[:1] - 2) != 1)
-    return np.stack([listed[starts], np.diff(starts, append=len(listed))], axis=1)
+    first = np.ones(len(listed), dtype=np.bool_)
+    np.not_equal(listed[1:], listed[:-1] + 1, out=first[1:])
+    starts = first.nonzero()[0]
+    found = np.empty((len(starts), 2), dtype=np.int64)
+    found[:, 0] = listed[starts]
+    found[:-1, 1] = starts[1:] - starts[:-1]
+    found[-1:, 1] = len(listed) - starts[-1:]
+    return found
 
 
 def blocks(spans: Sequence[Span], *, max_pages: int) -> Iterator[list[Span]]:
