@@ -53,7 +53,8 @@ class TransportParts:
     num_threads: int
     """That may copy within the host."""
     at_once_bytes: int
-    """Copies within the host of no more than that are made by whoever asks for them, while those threads are idle."""
+    """Copies of no more than that are made by whoever asks for them, within the host, while those threads are idle; or,
+    over TCP, asked for, while the loop is."""
     clock: Callable[[], float]
     timings: TransferTimings
     ib_device: str = ""
@@ -111,7 +112,14 @@ def _shm(parts: TransportParts) -> Transport:
 
 
 def _tcp(parts: TransportParts) -> Transport:
-    return TcpTransport(parts.loop, _on_host(parts), secret=parts.secret, clock=parts.clock, timings=parts.timings)
+    return TcpTransport(
+        parts.loop,
+        _on_host(parts),
+        secret=parts.secret,
+        at_once_bytes=parts.at_once_bytes,
+        clock=parts.clock,
+        timings=parts.timings,
+    )
 
 
 def _disk(parts: TransportParts) -> Transport:

@@ -47,9 +47,9 @@ class PageFetcher:
 
     `shape` and `layout` say what our pages mean, and so whether a peer's are taken whole, in parts or not at all
     (`our_pool.py`). With a `codec` KV comes in 8 bits over TCP, from peers that have one too. `num_threads` threads
-    copy within the host, one more serves all sockets; `at_once_bytes` within the host are copied by the caller, while
-    those threads are idle. `transport` restricts the choice; `auto` prefers shared memory, `disk` takes pages out of
-    `folder`. With `verify` pages that came without a checksum are refused.
+    copy within the host, one more serves all sockets; copies of at most `at_once_bytes` are made within the host, and
+    over TCP asked for, by the caller, while those threads are idle. `transport` restricts the choice; `auto` prefers
+    shared memory, `disk` takes pages out of `folder`. With `verify` pages that came without a checksum are refused.
     """
 
     def __init__(

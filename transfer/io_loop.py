@@ -1,8 +1,10 @@
 """One thread that waits for sockets and timers: the page server's, and the fetcher's for everything over sockets.
 
-Nothing in it ever blocks on a peer, so a peer that hangs holds up nobody. Callbacks run in the loop's thread; what
-may be called from other threads says so. Timers follow the clock they were given, which tests turn by hand: the loop
-looks at it at least every `_LOOK_S` seconds while a timer is set, and sleeps for as long as it likes otherwise.
+Nothing in it ever blocks on a peer, so a peer that hangs holds up nobody. Callbacks run one at a time, in the loop's
+thread or, while that sleeps, in the thread of whoever would have to wake it (`call_at_once`): what is "the loop's", or
+"loop thread only", is touched by nothing else. What may be called from other threads says so. Timers follow the clock
+they were given, which tests turn by hand: the loop looks at it at least every `_LOOK_S` seconds while a timer is set,
+and sleeps for as long as it likes otherwise.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ class IoLoop:
         self._lock = threading.Lock()  # of the timers, of `_closing` and of `_wakeup`
         self._looking_until = float("inf")  # when the sleeping loop means to look at its timers
         self._closing = False
+        self._turn = threading.Lock()  # held while callbacks run; callers never wait for it
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -71,6 +74,21 @@ class IoLoop:
         self._ready.append(callback)
         if threading.current_thread() is not self._thread:
             self._wake()
+
+    def call_at_once(self, callback: Callable[[], None]) -> None:
+        """Run `callback` within this call if the loop sleeps and nothing that was asked for before waits; else soon, in
+        the loop's thread. To wake that takes longer than a short callback. Never waits for other callbacks, and from
+        within one never nests."""
+        if self._turn.acquire(blocking=False):
+            try:
+                at_once = not self._ready and not self._closing
+                if at_once:
+                    self._guarded(callback)
+            finally:
+                self._turn.release()
+            if at_once:
+                return
+        self.call_soon(callback)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         """Run `callback` once the clock shows `when`."""
@@ -104,7 +122,7 @@ class IoLoop:
             self._timers.clear()
         self._watched.clear()
 
-    # ---- from the loop's thread ---------------------------------------------------------------------------
+    # ---- from callbacks -----------------------------------------------------------------------------------
 
     def watch(self, sock: Watchable, events: int, callback: Callable[[], None]) -> None:
         """Call `callback` whenever `sock` is ready for one of `events`, or broken. Replaces what was asked for
@@ -134,18 +152,20 @@ class IoLoop:
             # A time limit is over when it was before we looked for what had come: this process may be stopped anywhere
             # below, and what came meanwhile, in time, is seen only when it looks again.
             now = self._clock()
-            for fd, _ in self._epoll.poll(self._sleep_s()):
-                if fd == self._wakeup:
-                    os.eventfd_read(self._wakeup)
-                elif fd in self._watched:  # or else forgotten since, by another's callback
-                    self._guarded(self._watched[fd][1])
-            for _ in range(len(self._ready)):
-                self._guarded(self._ready.popleft())
-            for timer in self._due(now):
-                if timer.callback is not None:
-                    self._guarded(timer.callback)
-            if self._closing and not self._ready:
-                return
+            events = self._epoll.poll(self._sleep_s())
+            with self._turn:
+                for fd, _ in events:
+                    if fd == self._wakeup:
+                        os.eventfd_read(self._wakeup)
+                    elif fd in self._watched:  # or else forgotten since, by another's callback
+                        self._guarded(self._watched[fd][1])
+                for _ in range(len(self._ready)):
+                    self._guarded(self._ready.popleft())
+                for timer in self._due(now):
+                    if timer.callback is not None:
+                        self._guarded(timer.callback)
+                if self._closing and not self._ready:
+                    return
 
     def _guarded(self, callback: Callable[[], None]) -> None:
         try:

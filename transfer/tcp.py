@@ -2,7 +2,8 @@
 
 Each attached peer has a few connections, made when copies need them and kept for the next; each runs one copy at a
 time, the one with the least to do first. All sockets belong to the fetcher's one loop and never block it, so a peer
-that hangs holds up its own copies only; `stop` closes their connections.
+that hangs holds up its own copies only; `stop` closes their connections. While the loop sleeps, a short copy is asked
+for by whoever wants it, in less time than the loop takes to wake; its bytes are received by the loop.
 """
 
 from __future__ import annotations
@@ -45,12 +46,14 @@ class TcpTransport:
         landing: Landing,
         *,
         secret: bytes,
+        at_once_bytes: int,
         clock: Callable[[], float],
         timings: TransferTimings,
     ) -> None:
         self._loop = loop
         self._landing = landing
         self._secret = secret
+        self._at_once_bytes = at_once_bytes
         self._clock = clock
         self._timings = timings
         self._peers: dict[Peer, _Connected] = {}
@@ -64,7 +67,8 @@ class TcpTransport:
         self._loop.call_soon(lambda: self._attach(peer))
 
     def start(self, copy: PageCopy) -> None:
-        self._loop.call_soon(lambda: self._start(copy))
+        call = self._loop.call_at_once if copy.total_bytes <= self._at_once_bytes else self._loop.call_soon
+        call(lambda: self._start(copy))
 
     def stop(self, copy: PageCopy) -> None:
         copy.stop_requested = True

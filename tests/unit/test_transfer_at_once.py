@@ -1,13 +1,16 @@
-"""Short copies within the host, which whoever asks for them makes while no thread copies."""
+"""Short copies: whoever asks for them makes them, within the host, while no thread copies; or asks the peer, over TCP,
+while the loop sleeps."""
 
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from transfer_pools import WAIT_S, Breaker, Gate, Receiver, ServedPool, closing
 
 from transfer.fetcher import FetchJob
+from transfer.tcp_connection import PageConnection
 
 SHORT = 4 * 4096
 
@@ -126,3 +129,40 @@ def test_pages_without_checksums_are_refused_where_they_are_verified(pool):
             result = receiver.fetch(pool.address, [1, 2], [3, 4], checksums=sums)
             assert "without checksums" in result.error
         assert receiver.page(3) == bytes(4096)
+
+
+@pytest.fixture
+def asking(monkeypatch):
+    """The threads that asked peers for pages over TCP."""
+    threads, run = [], PageConnection.run
+    monkeypatch.setattr(PageConnection, "run", lambda *told: (threads.append(threading.current_thread()), run(*told)))
+    return threads
+
+
+def test_over_tcp_a_short_copy_is_asked_for_by_the_caller(pool, asking):
+    with closing(Receiver(transport="tcp", at_once_bytes=SHORT)) as (receiver,):
+        receiver.fetcher.attach(pool.address, pool.ticket)
+        give_up = time.monotonic() + WAIT_S
+        while threading.current_thread() not in asking:  # the loop may have been awake
+            assert time.monotonic() < give_up, "the loop asked each time"
+            (thread,) = threads_of(receiver, job(pool, [3, 9, 4, 5]))
+            assert thread is not threading.current_thread()
+        assert [receiver.page(page) for page in (3, 9, 4, 5)] == [pool.page(page) for page in (3, 9, 4, 5)]
+
+
+def test_over_tcp_a_longer_copy_is_asked_for_by_the_loop(pool, asking):
+    with closing(Receiver(transport="tcp", at_once_bytes=SHORT)) as (receiver,):
+        receiver.fetcher.attach(pool.address, pool.ticket)
+        for _ in range(10):
+            threads_of(receiver, job(pool, [1, 2, 3, 4, 5]))
+    assert threading.current_thread() not in asking
+    assert len(asking) == 10
+
+
+def test_over_tcp_a_short_copy_from_a_peer_that_has_gone_fails(pool):
+    with closing(Receiver(transport="tcp", at_once_bytes=SHORT)) as (receiver,):
+        receiver.fetcher.attach(pool.address, pool.ticket)
+        assert receiver.fetch(pool.address, [0], [0]).ok
+        pool.server.close()
+        result = receiver.fetch(pool.address, [1], [1])
+        assert (result.ok, result.transport) == (False, "tcp")

@@ -96,6 +96,71 @@ def test_a_failing_callback_takes_nothing_along(loop, caplog):
     assert "division" in caplog.text
 
 
+def call_here(loop, callback):
+    """Have `callback` called at once until that is here: the loop may happen to be awake."""
+    threads, give_up = [], time.monotonic() + WAIT_S
+    while threading.current_thread() not in threads:
+        assert time.monotonic() < give_up, "the loop never slept"
+        sync(loop)
+        loop.call_at_once(lambda: (threads.append(threading.current_thread()), callback()))
+    sync(loop)
+
+
+def test_a_call_at_once_is_made_by_whoever_asks_while_the_loop_sleeps(loop):
+    seen = []
+    call_here(loop, lambda: seen.append(threading.current_thread()))
+    assert seen[-1] is threading.current_thread()
+
+
+def test_a_call_at_once_waits_its_turn_while_the_loop_is_awake(loop):
+    seen, awake, go_on, done = [], threading.Event(), threading.Event(), threading.Event()
+    loop.call_soon(lambda: (awake.set(), go_on.wait(WAIT_S), seen.append("before")))
+    assert awake.wait(WAIT_S)
+    loop.call_at_once(lambda: (seen.append(threading.current_thread().name), done.set()))
+    assert seen == []
+    go_on.set()
+    assert done.wait(WAIT_S)
+    assert seen == ["before", "test"]
+
+
+def test_a_call_at_once_neither_overtakes_nor_nests(loop):
+    seen = []
+
+    def ask():
+        seen.clear()
+        loop.call_soon(lambda: seen.append("first"))
+        loop.call_at_once(lambda: seen.append("second"))
+        seen.append("asked")
+
+    call_here(loop, ask)
+    assert seen == ["asked", "first", "second"]
+
+
+def test_the_loop_waits_for_a_call_at_once(loop):
+    meanwhile = []
+
+    def ask():
+        ran = threading.Event()
+        loop.call_soon(ran.set)
+        meanwhile.append(ran.wait(0.05))
+
+    call_here(loop, ask)
+    assert not any(meanwhile)
+
+
+def test_a_call_at_once_that_fails_leaves_the_loop_alive(loop, caplog):
+    loop.call_at_once(lambda: 1 // 0)
+    sync(loop)
+    assert "division" in caplog.text
+
+
+def test_after_the_end_nothing_is_called_at_once(clock):
+    loop, seen = IoLoop(name="over", clock=clock), []
+    loop.close(timeout_s=WAIT_S)
+    loop.call_at_once(lambda: seen.append("late"))
+    assert seen == []
+
+
 def test_sockets_are_watched_until_they_are_forgotten(loop):
     one, other = socket.socketpair()
     seen, ready = [], threading.Event()
