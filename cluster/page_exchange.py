@@ -118,6 +118,11 @@ class PageExchange:
         self._prefault.start()
 
     @property
+    def is_alive(self) -> bool:
+        """Whether pages can still be given and taken, once `open` was called."""
+        return self._server.is_alive and self.fetcher.is_alive
+
+    @property
     def memory_error(self) -> MemoryError | None:
         """What the system refused when the memory was taken, if it did."""
         return self._prefault.error

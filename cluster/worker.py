@@ -46,7 +46,7 @@ __all__ = ["ReplicaWorker", "TransferOptions", "WorkerConfig", "WorkerUnhealthy"
 
 
 class WorkerUnhealthy(RuntimeError):
-    """The engine thread has died or hangs, or there is no memory; only a new process helps."""
+    """A thread has died or hangs, or there is no memory; only a new process helps."""
 
 
 class ReplicaWorker:
@@ -170,12 +170,14 @@ class ReplicaWorker:
         )
 
     def check(self, *, hang_timeout_s: float) -> None:
-        """Raises `WorkerUnhealthy` when the engine thread has died, or made no pass for `hang_timeout_s`, or when the
-        system has not enough memory for the pool."""
+        """Raises `WorkerUnhealthy` when the engine thread or one that moves pages has died, when the engine thread made
+        no pass for `hang_timeout_s`, or when the system has not enough memory for the pool."""
         if self._pages.memory_error is not None:
             raise WorkerUnhealthy(f"the KV pool of {self.config.replica_id}: {self._pages.memory_error}")
         if not self._thread.is_alive:
             raise WorkerUnhealthy(f"the engine thread of {self.config.replica_id} died: {self._thread.crash!r}")
+        if not self._pages.is_alive:
+            raise WorkerUnhealthy(f"a thread of {self.config.replica_id} that moves pages died; its log says of what")
         silent = self._thread.seconds_since_beat
         if silent > hang_timeout_s:
             raise WorkerUnhealthy(

@@ -192,6 +192,11 @@ class PageFetcher:
         """Jobs not answered yet."""
         return self._jobs.num_unanswered
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether jobs can still be answered."""
+        return self._loop.is_alive
+
     def close(self) -> None:
         """End every job, then every thread and connection. Not to be called from `on_done`.
 

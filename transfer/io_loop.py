@@ -68,6 +68,11 @@ class IoLoop:
 
     # ---- from any thread ----------------------------------------------------------------------------------
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it still answers: not once it was closed, or something went wrong that is no callback's."""
+        return self._thread.is_alive()
+
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Run `callback` in the loop's thread, after those asked for before it. Also the last call before `close` is
         still run; one after it never is."""
@@ -148,6 +153,12 @@ class IoLoop:
                 os.eventfd_write(self._wakeup, 1)
 
     def _run(self) -> None:
+        try:
+            self._turns()
+        except BaseException:
+            logger.exception("the loop of %s died", self._thread.name)
+
+    def _turns(self) -> None:
         while True:
             # A time limit is over when it was before we looked for what had come: this process may be stopped anywhere
             # below, and what came meanwhile, in time, is seen only when it looks again.

@@ -104,6 +104,11 @@ class PageServer:
         return msgspec.structs.replace(self._ticket, doors={door.name: door.address() for door in self._doors})
 
     @property
+    def is_alive(self) -> bool:
+        """Whether peers are still answered."""
+        return self._loop.is_alive
+
+    @property
     def num_connections(self) -> int:
         """Connections open now, proved or not."""
         return self._lobby.num_connections

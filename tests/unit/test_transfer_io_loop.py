@@ -161,6 +161,20 @@ def test_after_the_end_nothing_is_called_at_once(clock):
     assert seen == []
 
 
+def test_a_loop_that_dies_is_dead_and_says_of_what(caplog):
+    def broken():
+        if threading.current_thread().name == "mortal":
+            raise RuntimeError("no clock")
+        return 0.0
+
+    loop = IoLoop(name="mortal", clock=broken)
+    loop._thread.join(10)
+    assert not loop.is_alive
+    assert "the loop of mortal died" in caplog.text
+    assert "no clock" in caplog.text
+    loop.close(timeout_s=10)
+
+
 def test_sockets_are_watched_until_they_are_forgotten(loop):
     one, other = socket.socketpair()
     seen, ready = [], threading.Event()
