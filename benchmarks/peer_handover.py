@@ -95,9 +95,10 @@ async def _measure(arguments: argparse.Namespace) -> Samples:
     samples: Samples = defaultdict(Sample)
     for number in range(arguments.rounds):
         for system, serving in ((OURS, _our_modes), (PEER, _peer_apart), (PEER, _peer_together)):
-            print(f"round {number + 1} of {arguments.rounds}: {system}", file=sys.stderr, flush=True)
             rng = random.Random(f"peer handover {arguments.seed} {number}")
             async with serving(arguments) as clients:
+                which = f"{system} {' and '.join(clients)}"
+                print(f"round {number + 1} of {arguments.rounds}: {which}", file=sys.stderr, flush=True)
                 for length in arguments.prompt_tokens:
                     for request in range(_WARMUP + arguments.requests):
                         for mode, client in clients.items():
