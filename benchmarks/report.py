@@ -115,6 +115,7 @@ def machine() -> dict[str, str]:
         "memory": memory,
         "kernel": f"{platform.system()} {platform.release()}",
         "scheduler autogroups": _autogroups(),
+        "huge pages for shared memory": _shared_huge_pages(),
         "python": platform.python_version(),
         "load average at the end (1, 5, 15 min)": load,
     }
@@ -125,6 +126,14 @@ def _autogroups() -> str:
     every stream at once, which no server made."""
     switch = _lines("/proc/sys/kernel/sched_autogroup_enabled")
     return "none" if not switch else "on" if switch[0] == "1" else "off"
+
+
+def _shared_huge_pages() -> str:
+    """What the system lends to a KV pool, which asks for them: with `never`, scattered pages cost a tenth more."""
+    for choice in " ".join(_lines("/sys/kernel/mm/transparent_hugepage/shmem_enabled")).split():
+        if choice.startswith("["):
+            return choice.strip("[]")
+    return "none"
 
 
 def git_commit() -> str:
