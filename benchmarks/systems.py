@@ -15,9 +15,11 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import aiohttp
 
@@ -70,20 +72,52 @@ def _pair(text: str) -> tuple[str, str]:
 @contextlib.asynccontextmanager
 async def running(*systems: System, ready_s: float, log_folder: Path) -> AsyncIterator[None]:
     """The systems, all of them answering `/health`; at the end those are stopped that were started here. Within another
-    such block nothing may be started: the end of either stops it.
+    such block nothing may be started: the end of either stops it. SIGTERM, as Ctrl-C, ends what is done in the block;
+    the process then ends by it. To be used in the main thread.
 
     Raises RuntimeError when one exits or is not ready within `ready_s`; its output is in `log_folder`.
     """
     deadline = time.monotonic() + ready_s
     adopt_orphans()
-    processes = [_start(system, log_folder) for system in systems]
+    with _sigterm_after_cancelling():
+        processes = [_start(system, log_folder) for system in systems]
+        try:
+            await asyncio.gather(
+                *(_wait_ready(*pair, deadline, log_folder) for pair in zip(systems, processes, strict=True))
+            )
+            yield
+        finally:
+            started = [process for process in processes if process is not None]
+            with ThreadPoolExecutor(max_workers=1) as stopper:  # whose end waits, also if we are cancelled meanwhile
+                await asyncio.get_running_loop().run_in_executor(stopper, _stop, started)
+
+
+@contextlib.contextmanager
+def _sigterm_after_cancelling() -> Iterator[None]:
+    """Within it SIGTERM cancels the present task, as asyncio has Ctrl-C do; what it would have done comes after that.
+
+    Not by way of SIGINT, which is ignored in what a shell runs in the background.
+    """
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    asked = False
+
+    def cancel(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if not asked:
+            asked = True
+            loop.call_soon_threadsafe(task.cancel)
+
+    before = signal.signal(signal.SIGTERM, cancel)
     try:
-        await asyncio.gather(
-            *(_wait_ready(*pair, deadline, log_folder) for pair in zip(systems, processes, strict=True))
-        )
         yield
+    except asyncio.CancelledError:
+        if not asked:
+            raise
     finally:
-        await asyncio.to_thread(_stop, [process for process in processes if process is not None])
+        signal.signal(signal.SIGTERM, before)
+    if asked:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _log(system: System, folder: Path) -> Path:
