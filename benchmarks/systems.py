@@ -80,8 +80,10 @@ async def running(*systems: System, ready_s: float, log_folder: Path) -> AsyncIt
     deadline = time.monotonic() + ready_s
     adopt_orphans()
     with _sigterm_after_cancelling():
-        processes = [_start(system, log_folder) for system in systems]
+        processes: list[subprocess.Popen[bytes] | None] = []
         try:
+            for system in systems:
+                processes.append(_start(system, log_folder))
             await asyncio.gather(
                 *(_wait_ready(*pair, deadline, log_folder) for pair in zip(systems, processes, strict=True))
             )

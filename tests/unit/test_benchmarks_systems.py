@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import signal
 import socket
@@ -44,9 +45,8 @@ import asyncio, sys
 from pathlib import Path
 from benchmarks.systems import System, running
 
-async def measure(url, folder, *commands):
-    systems = [System(name=f"system {number}", url=url, command=command) for number, command in enumerate(commands)]
-    async with running(*systems, ready_s=600, log_folder=Path(folder)):
+async def measure(url, folder, command):
+    async with running(System(name="a", url=url, command=command), ready_s=600, log_folder=Path(folder)):
         print("running", flush=True)
         await asyncio.Event().wait()
 
@@ -65,8 +65,8 @@ class Benchmark:
 
 
 @contextlib.contextmanager
-def benchmark(folder: Path, *commands: str, health: int) -> Iterator[Benchmark]:
-    """One whose first system is there, and answers with the status `health`."""
+def benchmark(folder: Path, *, health: int) -> Iterator[Benchmark]:
+    """One whose system is there, and answers with the status `health`."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))  # the server has its port at 127.0.0.2
         listener.settimeout(WAIT_S)
@@ -74,7 +74,7 @@ def benchmark(folder: Path, *commands: str, health: int) -> Iterator[Benchmark]:
         server = Path(folder, "server.py")
         server.write_text(SERVER)
         started = shlex.join([sys.executable, str(server), str(port), str(health)])
-        arguments = [f"http://127.0.0.2:{port}", str(folder), started, *commands]
+        arguments = [f"http://127.0.0.2:{port}", str(folder), started]
         process = subprocess.Popen(
             [sys.executable, "-c", BENCHMARK, *arguments], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
         )
@@ -103,3 +103,31 @@ def test_sigterm_ends_a_benchmark_after_its_systems(tmp_path: Path, health: int)
         ended.server.sendall(b"!")
         assert ended.said.read() == "", "the server has ended"
         assert ended.process.wait(WAIT_S) == -signal.SIGTERM
+
+
+STARTS_TWO = """
+import asyncio
+from pathlib import Path
+from benchmarks.systems import System, running
+from cluster.process_tree import descendants, end_descendants
+
+async def measure():
+    commands = ["sleep 60", "no-such-program"]
+    systems = [System(name=command, url="http://127.0.0.1:1", command=command) for command in commands]
+    async with running(*systems, ready_s=60, log_folder=Path("logs")):
+        pass
+
+try:
+    asyncio.run(measure())
+finally:
+    print(len(descendants()))
+    end_descendants()
+"""
+
+
+def test_a_system_that_cannot_be_started_takes_the_others_along(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STARTS_TWO]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WAIT_S)
+    assert "no-such-program" in done.stderr
+    assert done.stdout == "0\n", "nothing is left running"
