@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -89,7 +90,7 @@ class TransferSection(Section):
     comes out differs a little (benchmarks/results/ says how much). It concerns our own TCP alone: within a host `auto`
     moves KV as stored."""
     num_threads: int = Field(default=1, ge=1, le=64)
-    """That copy pages, in each replica, within a host or out of `folder`."""
+    """That copy pages, in each replica, within a host (`auto`, `shm`) or out of `folder` (`disk`)."""
     ib_device: str = ""
     """Of `transport: mooncake`: the RDMA devices to use, with commas between them; empty for its own TCP."""
     folder: str | None = None
@@ -99,39 +100,40 @@ class TransferSection(Section):
     """What each replica keeps in `folder`; the oldest pages go first."""
 
     @model_validator(mode="after")
-    def _wire_dtype_is_used(self) -> TransferSection:
-        if self.wire_dtype != "auto" and self.transport not in ("auto", "tcp"):
-            raise ValueError(
-                f"wire_dtype is {self.wire_dtype!r}, but transport {self.transport!r} moves KV as it is stored; "
-                "set transport to auto or tcp, or wire_dtype: auto"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _ib_device_is_used(self) -> TransferSection:
-        if self.ib_device and self.transport != "mooncake":
-            raise ValueError(
-                f"ib_device is {self.ib_device!r}, but transport {self.transport!r} uses none; set transport: mooncake"
-            )
+    def _all_that_is_set_has_an_effect(self) -> TransferSection:
+        for name, transports in _USED_BY.items():
+            value = getattr(self, name)
+            if self.transport not in transports and value != TransferSection.model_fields[name].default:
+                raise ValueError(
+                    f"{name} is {value!r}, but transport {self.transport!r} has no use for it; set transport to "
+                    f"{' or '.join(transports)}, or leave {name} out"
+                )
         return self
 
     @model_validator(mode="after")
     def _disk_has_what_it_needs(self) -> TransferSection:
         if self.transport != "disk":
-            if self.folder is not None:
-                raise ValueError(
-                    f"folder is {self.folder!r}, but transport {self.transport!r} uses none; set transport: disk"
-                )
-        elif self.folder is None:
+            return self
+        if self.folder is None:
             raise ValueError("transport is 'disk' and folder is not set; name a folder that all replicas can reach")
-        elif not os.path.isabs(self.folder):
+        if not os.path.isabs(self.folder):
             raise ValueError(f"folder is {self.folder!r}; write it from the root, for every node to mean the same")
-        elif not self.checksum:
+        if not self.checksum:
             raise ValueError(
                 "transport is 'disk' and checksum is false: pages are found in the folder by their checksums; "
                 "set checksum: true"
             )
         return self
+
+
+_USED_BY: Mapping[str, tuple[str, ...]] = {
+    "wire_dtype": ("auto", "tcp"),
+    "num_threads": ("auto", "shm", "disk"),
+    "ib_device": ("mooncake",),
+    "folder": ("disk",),
+    "folder_max_mb": ("disk",),
+}
+"""The transports that have a use for a setting of `TransferSection`; those that are not here concern all."""
 
 
 class GrammarSection(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -10,7 +11,9 @@ from pydantic import ValidationError
 
 from cluster.config import ClusterConfig
 from cluster.config_file import BadConfigFile, ServeApplication
+from cluster.config_sections import TransferSection
 from cluster.placement import shortfalls
+from transfer.choice import TransportName
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
@@ -47,7 +50,6 @@ def test_what_is_given_is_kept_and_the_given_object_does_not_change() -> None:
         ({"transport": "disk"}, "folder is not set"),
         ({"transport": "disk", "folder": "kv"}, "folder is 'kv'; write it from the root"),
         ({"transport": "disk", "folder": "/mnt/kv", "checksum": False}, "set checksum: true"),
-        ({"folder": "/mnt/kv"}, "transport 'auto' uses none; set transport: disk"),
     ],
 )
 def test_a_shared_folder_needs_what_it_needs(transfer: dict[str, object], message: str) -> None:
@@ -198,8 +200,30 @@ def test_a_step_that_waits_for_one_mask_is_no_hang() -> None:
         ClusterConfig.model_validate({"grammars": {"compile_timeout_s": 9.5}})
 
 
-@pytest.mark.parametrize("transport", ["shm", "gloo", "mooncake"])
-def test_a_wire_type_that_would_have_no_effect_is_refused(transport: str) -> None:
-    with pytest.raises(ValueError, match=f"transport '{transport}' moves KV as it is stored; set transport to auto or"):
-        ClusterConfig(transfer={"transport": transport, "wire_dtype": "int8"})
-    assert ClusterConfig(transfer={"transport": "tcp", "wire_dtype": "int8"}).transfer.wire_dtype == "int8"
+TRANSPORTS = get_args(TransportName)
+NEEDS = {"disk": {"folder": "/mnt/kv"}}
+"""What a transport is refused without."""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "default", "users"),
+    [
+        ("wire_dtype", "int8", "auto", ("auto", "tcp")),
+        ("num_threads", 4, 1, ("auto", "shm", "disk")),
+        ("ib_device", "mlx5_0", "", ("mooncake",)),
+        ("folder", "/mnt/kv", None, ("disk",)),
+        ("folder_max_mb", 10, 4096, ("disk",)),
+    ],
+)
+def test_a_transfer_setting_that_would_have_no_effect_is_refused(
+    name: str, value: object, default: object, users: tuple[str, ...]
+) -> None:
+    remedy = f"set transport to {' or '.join(users)}, or leave {name} out"
+    for transport in TRANSPORTS:
+        chosen = {"transport": transport, **NEEDS.get(transport, {})}
+        if transport in users:
+            assert getattr(TransferSection(**{**chosen, name: value}), name) == value
+        else:
+            with pytest.raises(ValueError, match=f"{name} is {value!r}, but transport '{transport}' has no.*{remedy}"):
+                TransferSection(**{**chosen, name: value})
+            assert getattr(TransferSection(**{**chosen, name: default}), name) == default

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from transfer_pools import Receiver, open_fds
 
-from cluster.config_sections import TransferSection
 from transfer.memory import SharedMemory
 from transfer.mooncake.door import MooncakeDoor
 from transfer.mooncake.library import MooncakeUnavailable, check_devices, import_failure
@@ -59,9 +58,3 @@ def test_a_fetcher_whose_library_does_not_start_leaves_nothing_behind() -> None:
 def test_an_ipv6_host_is_refused() -> None:
     with SharedMemory(4096) as memory, pytest.raises(ValueError, match="'::1' is an IPv6 address"):
         MooncakeDoor(memory=memory, host="::1")
-
-
-def test_devices_are_for_mooncake_only() -> None:
-    with pytest.raises(ValueError, match="ib_device is 'mlx5_0', but transport 'auto' uses none"):
-        TransferSection(ib_device="mlx5_0")
-    assert TransferSection(transport="mooncake", ib_device="mlx5_0").ib_device == "mlx5_0"
