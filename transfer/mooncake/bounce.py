@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+import logging
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from transfer.memory import SharedMemory
 from transfer.mooncake.messages import IDENTITY_BYTES, Done, DoorAddress, Open, Read, Ready, Refused
 from transfer.mooncake.process import EngineProcess
 from transfer.spans import Span
+
+logger = logging.getLogger(__name__)
 
 START_S = 60.0
 
@@ -162,8 +165,12 @@ class Bounce:
         return True
 
     def close(self, *, timeout_s: float) -> None:
-        """Kill the process and give its memory back. Raises `TimeoutError` when the kernel cannot end it in time."""
+        """Kill the process and give its memory back; log how it ended if it was dead. Raises `TimeoutError` when the
+        kernel cannot end it in time."""
+        was_dead = self.dead
         self._process.kill(timeout_s=timeout_s)
+        if was_dead:
+            logger.warning("the mooncake process %d ended (%s)", self.pid, self._process.ending())
         self._loop.call_soon(self._forget)
         del self._bytes
         self._memory.close()
@@ -197,7 +204,7 @@ class Bounce:
                         self.retire(answer.error)
             except EOFError:
                 self._loop.forget(self._process.sock)
-                self._died(f"the mooncake process ended: {self._process.ending()}")
+                self._died("the mooncake process ended")  # how, `close` finds out: not to be waited for under the lock
             self._changed.notify_all()
         self._on_message(self)
 

@@ -2,7 +2,7 @@
 
 Lifecycle: the constructor starts the child; its first message is `Ready` or `Refused`; `kill` ends it, and returns when
 the kernel has taken everything from it, so that nothing it was doing goes on. A child ends by itself when its parent
-does. Nothing but `wait_ready` and `kill` ever waits.
+does. Nothing but `wait_ready`, `ending` and `kill` ever waits.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class EngineProcess:
         raise MooncakeUnavailable(f"the mooncake process is not ready after {timeout_s} s")
 
     def ending(self) -> str:
-        """How an ended child ended, for an error message."""
+        """How an ended child ended, for a message. Waits a moment: its socket ends before its state is known."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             status = self._process.wait(1.0)
             return f"signal {-status}" if status < 0 else f"exit status {status}"
