@@ -23,7 +23,8 @@ from transfer.memory import SharedMemory
 from transfer.prefault import Prefault
 from transfer.server import PageServer
 
-_DOOR_CLOSE_S = 10.0
+_CLOSE_S = 10.0
+"""For each of the doors to end, and for the memory that is just being taken."""
 _PREFAULT_DELAY_S = 5.0
 """By then the other replicas that start on a machine are there."""
 
@@ -128,10 +129,11 @@ class PageExchange:
         return self._prefault.error
 
     def close(self) -> None:
-        """End the threads, the ports and the memory. Waits for each."""
+        """End the threads, the ports and the memory. Waits for each; raises `TimeoutError` when one does not end in
+        time, and then keeps the memory."""
         self.fetcher.close()
         self._server.close()
         for door in self.doors:
-            door.close(timeout_s=_DOOR_CLOSE_S)
-        self._prefault.stop()
+            door.close(timeout_s=_CLOSE_S)
+        self._prefault.stop(timeout_s=_CLOSE_S)
         self.memory.close()

@@ -31,11 +31,14 @@ class Prefault:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        """Return once the thread no longer touches the memory."""
+    def stop(self, *, timeout_s: float) -> None:
+        """Return once the thread no longer touches the memory. Raises `TimeoutError` when the system does not come back
+        in time; the memory must then be kept."""
         self._stopping.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        if self._thread.ident is not None and not self.wait(timeout_s):
+            raise TimeoutError(
+                f"the system has not given the next {_PIECE_BYTES >> 10} KiB of a KV pool within {timeout_s:g} s"
+            )
 
     def wait(self, timeout_s: float) -> bool:
         """Whether the thread ended in time."""

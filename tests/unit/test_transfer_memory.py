@@ -9,6 +9,7 @@ import mmap
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -126,16 +127,34 @@ def test_prefault_takes_the_memory_and_leaves_what_is_in_it(nbytes):
         assert prefault.wait(30)
         assert (prefault.error, memory.view[nbytes - 1]) == (None, 7)
         assert os.fstat(memory.fd).st_blocks * 512 >= nbytes
-        prefault.stop()
+        prefault.stop(timeout_s=30)
 
 
 def test_prefault_ends_when_it_is_stopped_or_was_never_started():
     with SharedMemory(64 << 20, prefault=False) as memory:
-        Prefault(memory).stop()
+        Prefault(memory).stop(timeout_s=30)
         prefault = Prefault(memory)
         prefault.start()
-        prefault.stop()
+        prefault.stop(timeout_s=30)
         assert prefault.wait(0)
+
+
+def test_a_system_that_does_not_come_back_with_memory_is_not_waited_for_forever(monkeypatch):
+    asked, answer = threading.Event(), threading.Event()
+
+    def hang(start, nbytes):
+        asked.set()
+        assert answer.wait(30)
+
+    with SharedMemory(4096, prefault=False) as memory:
+        monkeypatch.setattr(memory, "populate", hang)
+        prefault = Prefault(memory)
+        prefault.start()
+        assert asked.wait(30)
+        with pytest.raises(TimeoutError, match="has not given the next 256 KiB of a KV pool within 0 s"):
+            prefault.stop(timeout_s=0)
+        answer.set()
+        prefault.stop(timeout_s=30)
 
 
 def test_prefault_keeps_what_the_system_said(monkeypatch):
