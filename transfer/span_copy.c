@@ -8,6 +8,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "span.h"
+
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
@@ -78,7 +80,7 @@ static inline void foresee(const uint8_t *to, const uint8_t *from, int64_t nbyte
 __attribute__((visibility("default"))) int64_t pd_check_spans(int64_t nbytes, const int64_t *offsets,
                                                               const int64_t *lengths, int64_t count) {
     for (int64_t i = 0; i < count; i++)
-        if (lengths[i] < 0 || offsets[i] < 0 || lengths[i] > nbytes || offsets[i] > nbytes - lengths[i]) return i;
+        if (!is_inside(nbytes, offsets[i], lengths[i])) return i;
     return -1;
 }
 

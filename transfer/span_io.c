@@ -12,6 +12,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "span.h"
+
 #define EXPORT __attribute__((visibility("default")))
 
 enum { PARTS = 128, SYSTEM_PAGE = 4096, LINE = 64, BEGINNING = 8 * LINE, LOOKED_AT = 64 << 10 };
@@ -47,7 +49,7 @@ static void pass(const int64_t *lengths, int64_t count, int64_t *place, int64_t 
 EXPORT int64_t pd_spans_inside(int64_t nbytes, const int64_t *offsets, const int64_t *lengths, int64_t count) {
     int64_t total = 0;
     for (int64_t i = 0; i < count; i++) {
-        if (lengths[i] < 0 || offsets[i] < 0 || lengths[i] > nbytes || offsets[i] > nbytes - lengths[i]) return -1 - i;
+        if (!is_inside(nbytes, offsets[i], lengths[i])) return -1 - i;
         total += lengths[i];
     }
     return total;
