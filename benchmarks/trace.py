@@ -43,12 +43,13 @@ def chrome_trace(timelines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             for role in ("prefill", "decode"):
                 if epoch[role] is not None:
                     roles.setdefault(epoch[role], role)
-        phases: dict[str, list[Span]] = {}
+        phases: dict[tuple[str, int], list[Span]] = {}
         for phase in timeline["phases"]:
             if phase["replica"] != ROUTER:
-                phases.setdefault(phase["replica"], []).append(_span(phase["name"], phase, offset_us))
-        for replica, spans in phases.items():
-            tracks.setdefault(replica, []).extend(_parts(request, spans))
+                spans = phases.setdefault((phase["replica"], phase["epoch"]), [])
+                spans.append(_span(phase["name"], phase, offset_us))
+        for (replica, epoch), spans in phases.items():
+            tracks.setdefault(replica, []).extend(_parts(request, epoch, spans))
     order = sorted(tracks, key=lambda replica: (replica != ROUTER, roles.get(replica) != "prefill", replica))
     named = {replica: f"{roles[replica]} {replica}" if replica in roles else replica for replica in order}
     return {"traceEvents": list(_events(named, tracks)), "displayTimeUnit": "ms"}
@@ -90,10 +91,11 @@ def _span(
     return Span(name=name, start_us=start_us, end_us=max(start_us, end_us), details=details)
 
 
-def _parts(request: str, phases: list[Span]) -> Iterator[Span]:
-    """What a request did at one replica: as many slices as its phases need to lie one after the other."""
+def _parts(request: str, epoch: int, phases: list[Span]) -> Iterator[Span]:
+    """What a request did at one replica in one epoch: as many slices as its phases need to lie one after the other."""
     for row in _rows(phases):
-        yield Span(name=request, start_us=row[0].start_us, end_us=row[-1].end_us, details={}, within=row)
+        details = {"epoch": epoch}
+        yield Span(name=request, start_us=row[0].start_us, end_us=row[-1].end_us, details=details, within=row)
 
 
 def _rows(spans: Iterable[Span]) -> list[list[Span]]:

@@ -101,6 +101,17 @@ def test_phases_at_a_replica_lie_within_a_slice_of_their_request() -> None:
                 assert event["ts"] + event["dur"] <= request["ts"] + request["dur"]
 
 
+def test_each_epoch_at_a_replica_is_a_slice_of_its_own() -> None:
+    again = timeline()
+    again["epochs"].append(again["epochs"][0] | {"epoch": 1, "start_ms": 25.0, "duration_ms": 2.0})
+    again["phases"].append(phase("queue", "D", 25.0, 2.0) | {"epoch": 1})
+    again["total_ms"] = 27.0
+    found = [
+        e for e in chrome_trace({"request 0": again})["traceEvents"] if e.get("cat") == "request" and e["pid"] == 3
+    ]
+    assert [(e["args"]["epoch"], e["ts"]) for e in found] == [(0, 5000), (0, 6000), (1, 25000)]
+
+
 def test_no_number_of_a_row_is_zero_or_that_of_another_row_or_a_process() -> None:
     """Perfetto puts row 0 of a process into the row that has the process's number, and drops what then overlaps."""
     rows = slices(chrome_trace({f"request {number}": timeline() for number in range(3)}))
