@@ -7,8 +7,10 @@ the mode that a running process finds itself in.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
+import random
 import shlex
 import socket
 import subprocess
@@ -20,6 +22,9 @@ from router.errors import overloaded
 _HAPROXY_SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 _HAPROXY_CONFIG = "/tmp/haproxy-serve/haproxy.cfg"  # Serve's default
 _PROBE_TIMEOUT_S = 5.0
+_OWN_PORTS = range(20_000, 30_000)
+"""Neither those of Ray's workers (up to 19999) nor of routers (30000 to 31000), and below those that Linux gives to
+whoever asks for any (from 32768): Ray's processes take hundreds of these in the seconds until HAProxy listens."""
 
 
 class BadEnvFile(ValueError):
@@ -106,12 +111,12 @@ def write_error_page(environ: Mapping[str, str], *, retry_after_s: int) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on now. Another program may take one before we do; then the start fails."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Different ports that nobody uses now. Another program may take one before we do; then the start fails."""
+    found: list[int] = []
+    for port in random.sample(_OWN_PORTS, len(_OWN_PORTS)):
+        if len(found) == count:
+            break
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            found.append(port)
+    return found

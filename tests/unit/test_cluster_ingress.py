@@ -79,3 +79,12 @@ def test_ports_differ_and_everything_lies_in_the_folder(tmp_path: Path) -> None:
     ports = [value for name, value in own.items() if name.endswith("_PORT")]
     assert len(set(ports)) == len(ports) == 4
     assert all(value.startswith(str(tmp_path)) for name, value in own.items() if not name.endswith("_PORT"))
+
+
+def test_no_port_is_one_that_the_system_may_give_to_others_before_haproxy_listens(tmp_path: Path) -> None:
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    if first < 30_000:
+        pytest.skip(f"this system gives away nearly every port, from {first}")
+    own = own_ports_and_paths(tmp_path)
+    ports = [int(value) for name, value in own.items() if name.endswith("_PORT")]
+    assert [port for port in ports if first <= port <= last] == []
