@@ -42,7 +42,7 @@ def main() -> int:
     command += ["--env-file", str(options.env_file)]
     command += [] if options.host is None else ["--host", options.host]
     command += [] if options.port is None else ["--port", str(options.port)]
-    supervisor = _Supervisor(subprocess.Popen(command, env=_environment(), start_new_session=True))
+    supervisor = _Supervisor(subprocess.Popen(command, env=_environment(folder), start_new_session=True))
     code = 1
     try:
         code = supervisor.wait()
@@ -57,10 +57,11 @@ def main() -> int:
     return code
 
 
-def _environment() -> dict[str, str]:
-    """This process's, in which every Python process imports `cluster/startup/sitecustomize.py` first."""
+def _environment(folder: Path) -> dict[str, str]:
+    """This process's, in which every Python process imports `cluster/startup/sitecustomize.py` first, and temporary
+    files go into the folder that is removed: those of Ray's dashboard would stay."""
     path = [str(Path(__file__).parent / "startup"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path)}
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path), "TMPDIR": str(folder)}
 
 
 class _Supervisor:

@@ -33,12 +33,14 @@ _POLL_S = 0.1
 
 
 class LiveCluster:
-    """One running cluster. `folder` keeps its configuration and output."""
+    """One running cluster. `folder` keeps its configuration and output, `temporary` what its launcher was given for
+    temporary files."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path, temporary: Path) -> None:
         self.process = process
         self.url = url
         self.log = log
+        self.temporary = temporary
         self._reader: StateReader | None = None
 
     @classmethod
@@ -56,10 +58,15 @@ class LiveCluster:
         config.write_text(yaml.safe_dump({"http_options": dict(http_options or {}), "applications": [application]}))
         port = _free_port()
         command = [sys.executable, "-m", "cluster.launch", "--config", str(config), "--port", str(port)]
+        temporary = folder / "temporary"
+        temporary.mkdir()
+        environment = os.environ | {"TMPDIR": str(temporary)}
         with log.open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdout=output, stderr=output, cwd=ROOT, env=environment, start_new_session=True
+            )
         scheme = "https" if http_options and "ssl_certfile" in http_options else "http"
-        cluster = cls(process, f"{scheme}://127.0.0.1:{port}", log)
+        cluster = cls(process, f"{scheme}://127.0.0.1:{port}", log, temporary)
         try:
             cluster.wait(lambda: b"Ctrl-C stops everything" in log.read_bytes(), "the cluster to be ready", READY_S)
         except BaseException:

@@ -202,3 +202,4 @@ def test_the_end_leaves_nothing_behind(cluster: LiveCluster) -> None:
     assert cluster.process.returncode == 0
     assert not folder.exists()
     assert [pid for pid in processes if Path(f"/proc/{pid}").exists()] == []
+    assert list(cluster.temporary.iterdir()) == []
