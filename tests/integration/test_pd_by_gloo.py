@@ -58,6 +58,12 @@ async def test_pd_by_gloo_equals_aggregated_also_when_the_group_is_killed(folder
 
 
 def _helpers() -> list[int]:
-    """Our processes in groups."""
-    children = [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
-    return [int(pid) for pid in children if b"transfer.dist.runner" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    """Our processes in groups, which others of ours have forked."""
+    servers = [pid for pid in _children(os.getpid()) if b"fork_server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [helper for server in servers for helper in _children(server)]
+
+
+def _children(pid: int) -> list[int]:
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]

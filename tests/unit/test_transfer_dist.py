@@ -65,11 +65,15 @@ class Switch:
 
 
 class Pool:
-    """A peer with a gloo door, and a receiver that is attached to it."""
+    """A peer with a gloo door, and a receiver that is attached to it. While `held`, the peer makes no helpers."""
 
-    def __init__(self, *, boot: int, **timings_and_clock) -> None:
+    def __init__(self, *, boot: int, held: bool = False, **timings_and_clock) -> None:
         options = {"timings": TransferTimings(patience_s=GROUP_WAIT_S), **timings_and_clock}
         self.peer = PeerProcess(boot=boot, page_bytes=PAGE, num_pages=PAGES, transport="gloo")
+        if held:
+            until(lambda: servers_of(self.peer.pid) != [])
+            (self.held,) = servers_of(self.peer.pid)
+            freeze(self.held)
         self.switch = Switch()
         self.receiver = Receiver(page_bytes=PAGE, num_pages=PAGES, transport="gloo", faults=self.switch, **options)
         self.receiver.fetcher.attach(self.peer.address, self.peer.ticket)
@@ -81,7 +85,12 @@ class Pool:
 
     def fetch(self, source, target, **options):
         self.start(source, target, **options)
-        return self.receiver.wait(options.get("key", "job"))
+        return self.receiver.wait(options.get("key", "job"), within_s=GROUP_WAIT_S)
+
+    def go_round(self) -> None:
+        """The fetcher's thread has done what it was asked to do so far."""
+        stranger = PeerAddress("stranger", 99, "127.0.0.1", 1)
+        assert not self.receiver.fetch(stranger, [1], [95], key="round").ok
 
     def clear(self) -> None:
         self.receiver.memory.view[:] = bytes(PAGE * PAGES)
@@ -104,14 +113,22 @@ def pool(shared) -> Iterator[Pool]:
     shared.switch.faults = None
 
 
+def servers_of(pid: int) -> list[int]:
+    """The processes of `pid` that fork those that take part in groups."""
+    return [child for child in children_of(pid) if b"fork_server" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
 def helpers_of(pid: int) -> list[int]:
-    """The processes that `pid` has started to take part in groups."""
+    """The processes of `pid` that take part in groups."""
+    return [helper for server in servers_of(pid) for helper in children_of(server)]
+
+
+def children_of(pid: int) -> list[int]:
     found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread or a child has just ended
-            for child in (task / "children").read_text().split():
-                if b"transfer.dist.runner" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    found.append(int(child))
+    with contextlib.suppress(FileNotFoundError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread has just ended
+                found += [int(child) for child in (task / "children").read_text().split()]
     return found
 
 
@@ -133,8 +150,8 @@ def freeze(pid: int) -> None:
 
 
 class Answers:
-    """What a fetch of half the pool is answered, each time with whether process `helper` was there at that moment. Its
-    first pieces are on their way when this has been made."""
+    """What a fetch of half the pool is answered, each time with whether process `helper` could write anywhere at that
+    moment. Its first pieces are on their way when this has been made."""
 
     def __init__(self, pool: Pool, helper: int) -> None:
         self._pool = pool
@@ -144,11 +161,11 @@ class Answers:
         pages = range(PAGES // 2)
         job = FetchJob(key="watched", peer=pool.peer.address, source_pages=pages, target_pages=pages)
         pool.receiver.fetcher.fetch(job, self._done)
-        self._go_round()
+        self._pool.go_round()
 
     def expect_none_after_cancel(self) -> None:
         self._pool.receiver.fetcher.cancel("watched")
-        self._go_round()
+        self._pool.go_round()
         assert self._given == []
 
     def wait(self) -> list[tuple[str | None, bool]]:
@@ -156,15 +173,18 @@ class Answers:
             assert self._changed.wait_for(lambda: self._given, WAIT_S)
             return self._given
 
-    def _go_round(self) -> None:
-        """The fetcher's thread has done what it was asked to do so far."""
-        stranger = PeerAddress("stranger", 99, "127.0.0.1", 1)
-        assert not self._pool.receiver.fetch(stranger, [1], [95]).ok
-
     def _done(self, result: FetchResult) -> None:
         with self._changed:
-            self._given.append((result.error, Path(f"/proc/{self._helper}").exists()))
+            self._given.append((result.error, has_memory(self._helper)))
             self._changed.notify_all()
+
+
+def has_memory(pid: int) -> bool:
+    """Not when it has ended, whether or not it was reaped since."""
+    try:
+        return Path(f"/proc/{pid}/maps").read_text() != ""
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -291,7 +311,7 @@ def test_a_killed_peer_fails_its_copies_and_its_next_life_is_another_peer():
             pool.receiver.fetcher.detach(pool.peer.address)
         with closing(PeerProcess(boot=3, page_bytes=PAGE, num_pages=PAGES, transport="gloo")) as (peer,):
             pool.receiver.fetcher.attach(peer.address, peer.ticket)
-            result = pool.receiver.fetch(peer.address, [4], [5])
+            result = pool.receiver.fetch(peer.address, [4], [5], within_s=GROUP_WAIT_S)
             assert (result.ok, result.transport) == (True, "gloo")
             assert pool.receiver.page(5) == peer.page(4)
 
@@ -311,6 +331,26 @@ def test_a_killed_helper_costs_one_attempt_and_is_replaced():
             assert gate.reached.wait(WAIT_S)
             with expect_end([giver, taker]):
                 os.kill(giver if side == "giver" else taker, signal.SIGKILL)
+                gate.open()
+                result = pool.receiver.wait()
+                assert (result.ok, result.transport) == (True, "tcp")
+            assert bytes(pool.receiver.memory.view) == pool.peer.content.tobytes()
+
+
+def test_a_killed_fork_server_takes_its_helpers_along_and_is_replaced():
+    others = servers_of(os.getpid())
+    timings = TransferTimings(retry_s=0.05, join_s=GROUP_WAIT_S, patience_s=GROUP_WAIT_S, piece_s=GROUP_WAIT_S)
+    with closing(Pool(boot=14, timings=timings)) as (pool,):
+        for side in ("giver's", "taker's"):
+            until(lambda: pool.fetch([2], [2]).transport == "gloo")
+            (ours,) = (pid for pid in servers_of(os.getpid()) if pid not in others)
+            (theirs,) = servers_of(pool.peer.pid)
+            pool.clear()
+            pool.switch.faults = gate = Gate(transport="gloo")
+            pool.receiver.start(pool.peer.address, list(range(PAGES)), list(range(PAGES)))
+            assert gate.reached.wait(WAIT_S)
+            with expect_end(children_of(ours) + children_of(theirs)):
+                os.kill(theirs if side == "giver's" else ours, signal.SIGKILL)
                 gate.open()
                 result = pool.receiver.wait()
                 assert (result.ok, result.transport) == (True, "tcp")
@@ -359,39 +399,39 @@ from protocol.handshake import RegionTicket
 receiver = Receiver(transport="gloo", timings=TransferTimings(patience_s=120))
 peer = PeerAddress("replica-10", 10, "127.0.0.1", 1)
 receiver.fetcher.attach(peer, msgspec.json.decode(sys.argv[1], type=RegionTicket))
-print(receiver.fetch(peer, [1], [1]).transport, flush=True)
+print(receiver.fetch(peer, [1], [1], within_s=120).transport, flush=True)
 sys.stdin.read()
 """
 
 
 def test_a_copy_does_not_wait_for_a_group_that_is_long_in_coming():
     clock = FakeClock()
-    with closing(Pool(boot=11, clock=clock, timings=TransferTimings(handshake_s=1e6, join_s=1e6))) as (pool,):
-        until(lambda: helpers_of(pool.peer.pid) != [])
-        (giver,) = helpers_of(pool.peer.pid)
-        freeze(giver)
+    timings = TransferTimings(handshake_s=1e6, join_s=1e6)
+    with closing(Pool(boot=11, held=True, clock=clock, timings=timings)) as (pool,):
         pool.receiver.start(pool.peer.address, [1], [1])
+        pool.go_round()
         clock.advance(6)
         result = pool.receiver.wait()
         assert (result.ok, result.transport) == (True, "tcp")
-        os.kill(giver, signal.SIGCONT)
+        os.kill(pool.held, signal.SIGCONT)
         until(lambda: pool.fetch([2], [2]).transport == "gloo")  # the group was not given up
 
 
 def test_close_leaves_nothing_behind():
-    fds, others = open_fds(), helpers_of(os.getpid())
+    fds, others = open_fds(), servers_of(os.getpid())
     pool = Pool(boot=6)
     assert pool.fetch([1], [1]).transport == "gloo"
-    with expect_end([pid for pid in helpers_of(os.getpid()) if pid not in others] + helpers_of(pool.peer.pid)):
+    ours = [pid for pid in servers_of(os.getpid()) if pid not in others]
+    with expect_end([*ours, *children_of(ours[0]), *helpers_of(pool.peer.pid)]):
         pool.receiver.close()
-        assert helpers_of(os.getpid()) == others
+        assert servers_of(os.getpid()) == others
     pool.peer.close()
     assert open_fds() == fds
 
 
 def test_a_receiver_that_closes_while_its_group_is_being_made():
     others = helpers_of(os.getpid())
-    with closing(Pool(boot=7)) as (pool,):
+    with closing(Pool(boot=7, held=True)) as (pool,):
         pool.receiver.start(pool.peer.address, [1], [1])
         until(lambda: helpers_of(os.getpid()) != others)
         pool.receiver.fetcher.close()

@@ -18,8 +18,7 @@ from transfer_pools import WAIT_S, closing, open_fds
 
 from transfer.dist.giver import Giver
 from transfer.dist.groups import NcclGroup, join
-from transfer.dist.helpers import make_order
-from transfer.dist.orders import Channel, ChannelError, Joined, Landed, RunnerOrder, TakePiece
+from transfer.dist.orders import Channel, ChannelError, Joined, Landed, RunnerOrder, TakePiece, make_order
 from transfer.dist.parts import LONG_BYTES, messages
 from transfer.dist.side import Side
 from transfer.dist.store import PairStore
@@ -80,10 +79,13 @@ def test_each_side_of_a_rendezvous_learns_what_the_other_set(sockets):
 
 def test_a_side_that_finishes_early_is_no_endless_wait(sockets):
     one, other = (PairStore(sock, KEY, rank=rank) for rank, sock in enumerate(sockets))
-    threading.Thread(target=one.finish, daemon=True).start()
+    thread = threading.Thread(target=one.finish, daemon=True)
+    thread.start()
     with pytest.raises(WireError, match="without 'never set'"):
         other.get("never set")
     other.finish()
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
 
 
 def frame(key: bytes, *, rank: int = 1, index: int = 0, value: bytes = b"v", length: int | None = None) -> bytes:

@@ -155,9 +155,9 @@ class Receiver:
         )
         self.fetcher.fetch(job, self._done)
 
-    def wait(self, key: object = "job") -> FetchResult:
+    def wait(self, key: object = "job", *, within_s: float = WAIT_S) -> FetchResult:
         with self._changed:
-            assert self._changed.wait_for(lambda: key in self.results, WAIT_S), f"no answer for {key}"
+            assert self._changed.wait_for(lambda: key in self.results, within_s), f"no answer for {key}"
             return self.results[key]
 
     def wait_turning(self, clock: FakeClock, *, seconds: float, key: object = "job") -> FetchResult:
@@ -169,9 +169,17 @@ class Receiver:
                 clock.advance(seconds)
         raise AssertionError(f"no answer for {key}")
 
-    def fetch(self, peer: PeerAddress, source: Sequence[int], target: Sequence[int], **options) -> FetchResult:
+    def fetch(
+        self,
+        peer: PeerAddress,
+        source: Sequence[int],
+        target: Sequence[int],
+        *,
+        within_s: float = WAIT_S,
+        **options,
+    ) -> FetchResult:
         self.start(peer, source, target, **options)
-        return self.wait(options.get("key", "job"))
+        return self.wait(options.get("key", "job"), within_s=within_s)
 
     def page(self, page: int) -> bytes:
         return bytes(self.memory.view[page * self.page_bytes : (page + 1) * self.page_bytes])

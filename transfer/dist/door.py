@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
 
-from transfer.dist.helpers import Helper, Helpers, make_order
-from transfer.dist.orders import BackendName, ChannelError, Failed
+from transfer.dist.helpers import Helper, Helpers
+from transfer.dist.orders import BackendName, ChannelError, Failed, close_all, make_order
 from transfer.io_loop import READ, IoLoop
 from transfer.lobby import Lobby, listen_tcp, resolve
 from transfer.memory import SharedMemory
@@ -53,7 +52,7 @@ class GroupDoor:
         listener = listen_tcp(resolve(bind_host or host))
         self._address = f"{address}:{listener.getsockname()[1]}"
         self._loop = IoLoop(name=f"{backend}-door", clock=clock)
-        self._helpers = Helpers(self._loop)
+        self._helpers = Helpers(self._loop, clock=clock, timings=self._timings)
         self._lobby = Lobby(
             self._loop,
             {Want.GROUP: listener},
@@ -122,8 +121,7 @@ class GroupDoor:
         except ChannelError:
             self._end(helper)  # its peer has gone
             return
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
         if isinstance(message, Failed):
             logger.info("a %s group ended: %s", self._backend, message.error)
 

@@ -1,4 +1,4 @@
-"""What a replica and its helper process tell each other: one message per packet of a Unix socket."""
+"""What a replica and its helper processes tell each other: one message per packet of a Unix socket."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from typing import Literal
 
 import msgspec
 
+from transfer.transport import TransferTimings
+
+_PIECE_BYTES = 16 << 20
+_MAX_PIECE_PAGES = 2048
 _MAX_BYTES = 64 << 10
 _MAX_FDS = 2
 
@@ -42,6 +46,31 @@ class RunnerOrder(msgspec.Struct, frozen=True, tag="order"):
         return self.piece_pages * self.page_bytes
 
 
+def make_order(
+    role: str,
+    backend: BackendName,
+    *,
+    key: bytes,
+    boot: int,
+    num_pages: int,
+    page_bytes: int,
+    timings: TransferTimings,
+) -> RunnerOrder:
+    """`num_pages` is of the pool that the helper is given. Both sides cut pieces alike, as their page size is the
+    same."""
+    return RunnerOrder(
+        role="take" if role == "take" else "give",
+        backend=backend,
+        key=key,
+        boot=boot,
+        num_pages=num_pages,
+        page_bytes=page_bytes,
+        piece_pages=max(1, min(_MAX_PIECE_PAGES, _PIECE_BYTES // page_bytes)),
+        join_s=timings.join_s,
+        piece_s=timings.piece_s,
+    )
+
+
 class TakePiece(msgspec.Struct, frozen=True, tag="take"):
     """To a taker: have the pages of `sources` sent, and put into those of `targets`. Job numbers rise."""
 
@@ -71,8 +100,20 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     error: str
 
 
-ToRunner = RunnerOrder | TakePiece
-FromRunner = Joined | Landed | Failed
+class HelperWanted(msgspec.Struct, frozen=True, tag="wanted"):
+    """To a fork server: fork a helper, whose channel comes along."""
+
+    number: int
+    """No two are alike."""
+
+
+class HelperForked(msgspec.Struct, frozen=True, tag="forked"):
+    """From a fork server: that helper is there; a descriptor of its process (pidfd) comes along."""
+
+    number: int
+
+
+Message = RunnerOrder | TakePiece | Joined | Landed | Failed | HelperWanted | HelperForked
 
 
 class ChannelError(Exception):
@@ -85,15 +126,15 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(ToRunner | FromRunner)
+        self._decoder = msgspec.msgpack.Decoder(Message)
 
-    def send(self, message: ToRunner | FromRunner, fds: Sequence[int] = ()) -> None:
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         try:
             socket.send_fds(self.sock, [self._encoder.encode(message)], list(fds), socket.MSG_NOSIGNAL)
         except OSError as error:
             raise ChannelError(f"the other end takes no message: {error}") from error
 
-    def receive(self) -> tuple[ToRunner | FromRunner, list[int]]:
+    def receive(self) -> tuple[Message, list[int]]:
         """The next message and its descriptors, the caller's to close. Raises `BlockingIOError` when there is none
         yet."""
         try:
@@ -107,6 +148,10 @@ class Channel:
                 raise ChannelError("the other end is gone")
             return self._decoder.decode(data), fds
         except (ChannelError, msgspec.MsgspecError) as error:
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
             raise ChannelError(str(error)) from error
+
+
+def close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -12,13 +12,22 @@ from __future__ import annotations
 
 import enum
 import logging
-import os
 from collections import deque
 from collections.abc import Callable
 
 from transfer.client_handshake import Address, ClientHandshake, Established
-from transfer.dist.helpers import Helper, Helpers, make_order
-from transfer.dist.orders import BackendName, ChannelError, Failed, Joined, Landed, RunnerOrder, TakePiece
+from transfer.dist.helpers import Helper, Helpers
+from transfer.dist.orders import (
+    BackendName,
+    ChannelError,
+    Failed,
+    Joined,
+    Landed,
+    RunnerOrder,
+    TakePiece,
+    close_all,
+    make_order,
+)
 from transfer.dist.pieces import Piece, Progress
 from transfer.faults import InjectedFault
 from transfer.io_loop import READ, IoLoop, Timer
@@ -196,8 +205,7 @@ class Pair:
         except ChannelError as error:
             self.close(f"our helper process ended: {error}")
             return
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
         if isinstance(message, Joined) and self.state is PairState.JOINING:
             self._joined()
         elif isinstance(message, Landed) and self._pieces and message.job == self._pieces[0].job:

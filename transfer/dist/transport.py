@@ -57,7 +57,7 @@ class GroupTransport:
         self._clock = clock
         self._timings = timings
         self._peers: dict[Peer, Grouped] = {}
-        self._helpers = Helpers(loop)
+        self._helpers = Helpers(loop, clock=clock, timings=timings)
 
     @property
     def name(self) -> str:
