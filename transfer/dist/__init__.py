@@ -8,7 +8,7 @@
 
 A group ends badly: when one side dies, its library may abort the other, or never come back. So no replica is ever in
 one. Each side has a helper process per pair (`runner.py`), which can be killed at any moment and is replaced when it
-ends. torch is imported in the helpers only.
+ends. They are forked by a server (`fork_server.py`), where alone torch is loaded for them.
 
 The taker writes pieces straight into the pages of the replica, where nothing need be copied again. So pages are fenced:
 a copy, however it ends, is answered only when every piece ordered for it has landed, or when the kernel says that the
