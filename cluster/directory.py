@@ -53,7 +53,7 @@ class Directory:
         give_up_at = time.monotonic() + patience_s
         while True:
             now = time.monotonic()
-            self._note(self._book.expire(now), "a replica was silent for too long and was dropped")
+            self._drop_silent(now)
             snapshot = self._book.snapshot(now)
             if snapshot.version != known or now >= give_up_at:
                 return snapshot
@@ -70,8 +70,13 @@ class Directory:
 
     async def states(self) -> dict[str, dict[str, Any]]:
         """What each living replica last said about itself, by replica id."""
-        self._note(self._book.expire(time.monotonic()), "a replica was silent for too long and was dropped")
+        self._drop_silent(time.monotonic())
         return self._states
+
+    def _drop_silent(self, now: float) -> None:
+        for member in self._book.expire(now):
+            replica = f"{member.role.value} {member.address.replica_id}"
+            self._note(True, f"{replica} was silent for too long and was dropped")
 
     def _note(self, changed: bool, what: str) -> None:
         if not changed:

@@ -56,12 +56,13 @@ class MemberBook:
         del self._entries[replica_id]
         return self._changed(True)
 
-    def expire(self, now: float) -> bool:
-        """Drop those not heard of for `timeout_s`; True if the list changed."""
-        silent = [key for key, entry in self._entries.items() if now - entry.heard_at > self.timeout_s]
-        for key in silent:
-            del self._entries[key]
-        return self._changed(bool(silent))
+    def expire(self, now: float) -> list[Member]:
+        """Drop those not heard of for `timeout_s`; these are returned."""
+        silent = [entry.member for entry in self._entries.values() if now - entry.heard_at > self.timeout_s]
+        for member in silent:
+            del self._entries[member.address.replica_id]
+        self._changed(bool(silent))
+        return silent
 
     def paused(self, now: float) -> None:
         """Whoever keeps the book heard nobody for a while because it was stopped or starved itself: silence counts from

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -45,9 +46,28 @@ def test_a_silent_replica_is_dropped_and_a_living_one_stays() -> None:
     members.heard(member("living"), 0.0)
     members.heard(member("living"), 4.0)
     assert members.next_expiry() == 5.0
-    assert not members.expire(5.0)
-    assert members.expire(5.1)
+    assert members.expire(5.0) == []
+    assert ids(members.expire(5.1)) == ["silent"]
     assert ids(members.snapshot(5.1).members) == ["living"]
+
+
+async def test_the_log_names_who_was_dropped_for_silence(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("cluster.directory.time", SimpleNamespace(monotonic=lambda: now, time_ns=time.time_ns))
+    monkeypatch.setattr(logging.getLogger("cluster.directory"), "handlers", [caplog.handler])  # not through the root's
+    directory = Directory(timeout_s=5.0)
+    await directory.heartbeat(member("a"), {})
+    await directory.heartbeat(member("b"), {})
+    now += 5.1
+    await directory.heartbeat(member("b"), {})
+    caplog.clear()
+    with caplog.at_level("INFO", logger="cluster.directory"):
+        assert list(await directory.states()) == ["b"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "directory: decode a was silent for too long and was dropped; 1 members"
+    ]
 
 
 async def test_a_directory_that_was_stopped_drops_nobody_for_its_own_silence(monkeypatch: pytest.MonkeyPatch) -> None:
