@@ -106,7 +106,8 @@ def _start(application: ServeApplication, options: argparse.Namespace, progress:
     progress("ready")
     late.start(context.dashboard_url)
     print_usage(url)
-    print_tools(context.address_info["gcs_address"], late.dashboard_url(timeout_s=_DASHBOARD_TIMEOUT_S))
+    dashboard = late.dashboard_url(timeout_s=_DASHBOARD_TIMEOUT_S)
+    print_tools(context.address_info["gcs_address"], dashboard, options.folder / "session_latest")
 
 
 def _set_environment(env_file: Path, folder: Path, *, haproxy: bool) -> None:

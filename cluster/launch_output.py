@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 
 class Progress:
@@ -28,8 +29,8 @@ def print_usage(url: str) -> None:
     )
 
 
-def print_tools(ray_address: str, dashboard: str | None) -> None:
-    """How to look inside: with a browser, and with Ray's own programs in another shell."""
+def print_tools(ray_address: str, dashboard: str | None, session: Path) -> None:
+    """How to look inside: with a browser, in files of Ray's session, and with Ray's own programs in another shell."""
     token = os.environ["RAY_AUTH_TOKEN_PATH"]
     environment = {
         "RAY_ADDRESS": ray_address,
@@ -43,6 +44,8 @@ def print_tools(ray_address: str, dashboard: str | None) -> None:
     )
     print(
         f"""  dashboard    {at}
+  logs         {session / "logs" / "serve"}
+  metrics      {session / "prom_metrics_service_discovery.json"}  (for Prometheus's file_sd_configs)
   Ray          {" ".join(f"{name}={value}" for name, value in environment.items())}
 
 Ctrl-C stops everything.

@@ -118,9 +118,14 @@ def test_its_metrics_are_scraped(cluster: LiveCluster) -> None:
     }
 
     def all_there() -> bool:
-        return wanted <= scraped_names(folder_of(cluster))
+        return wanted <= scraped_names(Path(said(cluster, r"metrics +(/\S+)")))
 
     cluster.wait(all_there, f"metrics {sorted(wanted)}", 60.0)
+
+
+def test_the_logs_of_all_deployments_are_where_it_says(cluster: LiveCluster) -> None:
+    names = {path.name.split("_")[2] for path in Path(said(cluster, r"logs +(/\S+)")).glob("replica_pd_*.log")}
+    assert names == {"Router", "Prefill", "Decode", "Directory"}
 
 
 def folder_of(cluster: LiveCluster) -> Path:
@@ -132,10 +137,10 @@ def folder_of(cluster: LiveCluster) -> Path:
     raise AssertionError("no process of the launcher names its folder")
 
 
-def scraped_names(folder: Path) -> set[str]:
+def scraped_names(targets: Path) -> set[str]:
     """Names of all metrics that Prometheus would find now."""
     names: set[str] = set()
-    for group in json.loads((folder / "session_latest" / "prom_metrics_service_discovery.json").read_text()):
+    for group in json.loads(targets.read_text()):
         for target in group["targets"]:
             with urllib.request.urlopen(f"http://{target}/metrics", timeout=10) as answer:
                 names.update(re.findall(r"(?m)^(\w+)[{ ]", answer.read().decode()))
