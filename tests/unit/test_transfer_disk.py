@@ -262,6 +262,20 @@ def test_a_folder_that_somebody_removed_is_made_again(pool, tmp_path):
         assert receiver.fetch(pool.address, [1, 3], [1, 3], checksums=pool.write([1, 3])).ok
 
 
+@pytest.mark.parametrize("with_folder", [False, True])
+def test_pages_that_somebody_removed_are_written_again(pool, tmp_path, with_folder):
+    """Their writer believes for minutes that they are there."""
+    pool.write([1, 2])
+    for path in pool.folder.iterdir():
+        path.unlink()
+    if with_folder:
+        pool.folder.rmdir()
+    with closing(receiver_in(tmp_path)) as (receiver,):
+        receiver.fetcher.attach(pool.address, pool.ticket)
+        assert receiver.fetch(pool.address, [1], [1], checksums=pool.write([1])).ok
+        assert receiver.page(1) == pool.page(1)
+
+
 def test_on_a_disk_smaller_than_the_limit_the_oldest_make_room(pool, tmp_path, monkeypatch):
     def write_to_a_small_disk(fd: int, content: memoryview) -> None:
         if sum(path.stat().st_size for path in pool.packs()) + len(content) > 20 * pool.page_bytes:

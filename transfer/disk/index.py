@@ -90,6 +90,10 @@ class IndexWriter:
             self._write(self._path, os.O_APPEND, b"".join(records))
             self.num_records += len(records)
 
+    def exists(self) -> bool:
+        """Whether nobody has removed it."""
+        return self._path.exists()
+
     def touch(self) -> None:
         """Show that the owner lives; by the file system's own clock, which all replicas share."""
         os.utime(self._path)

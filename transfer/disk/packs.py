@@ -58,6 +58,11 @@ class PackStore:
         self._index.replace(())
         self._index_is_sound = True
 
+    def notice_removal(self) -> None:
+        """Begin anew when somebody removed the files: pages that are believed to be here would not be written again."""
+        if not self._index.exists():
+            self._begin_anew()
+
     def is_fresh(self, checksum: int) -> bool:
         """Whether the page is here, and far enough from eviction to be taken once more."""
         place = self._places.get(checksum)
@@ -157,12 +162,15 @@ class PackStore:
             return self._held_bytes < held
         if self._path.exists():
             return False
-        self._path.mkdir(mode=0o700)
+        self._begin_anew()
+        return True
+
+    def _begin_anew(self) -> None:
+        self._path.mkdir(mode=0o700, exist_ok=True)
         self._packs.clear()
         self._places.clear()
         self._held_bytes = 0
         self._index_is_sound = False
-        return True
 
     def _mend_index(self) -> None:
         self._index.replace(self._places.items())

@@ -137,6 +137,7 @@ class Spool:
 
     def _write(self, batch: Sequence[tuple[int, int]], busy: Sequence[int]) -> None:
         """Copy what is worth writing, one page after the other, and publish what is still what it was."""
+        self._packs.notice_removal()
         size, kept = self._page_bytes, dict[int, None]()
         refusals = [(checksum, Refusal.BUSY) for checksum in busy if not self._packs.is_fresh(checksum)]
         for page, checksum in batch:
