@@ -125,6 +125,29 @@ def test_a_helper_that_is_ended_before_it_is_there_was_given_nothing(replica):
     replica.end(another)
 
 
+def test_a_server_outlives_its_helpers_where_the_replica_ignores_the_end_of_processes(replica):
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        os.kill(replica.server(), signal.SIGKILL)
+        until_gone(replica)
+        replica.connection.close()
+        servers = {end_by_itself(replica) for _ in range(3)}
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert len(servers) == 1
+
+
+def end_by_itself(replica: Replica) -> int:
+    """Have a helper that ends soon. Which server forked it."""
+    helper = replica.start()
+    assert isinstance(message(helper), Failed)
+    with pytest.raises(ChannelError, match="the other end is gone"):
+        message(helper)
+    server = replica.server()
+    assert replica.end(helper).wait(WAIT_S)
+    return server
+
+
 def test_a_server_that_forks_no_helper_in_time_is_replaced(replica):
     freeze(replica.server())
     helper = replica.start()

@@ -91,6 +91,7 @@ def next_wanted(channel: Channel) -> tuple[int, Channel]:
 def main() -> None:
     end_with_parent(int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the replica's to answer
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or, where a replica ignores it, the kernel reaps helpers
     show_as("kv-fork")
     channel = Channel(socket.socket(fileno=0))
     try:
