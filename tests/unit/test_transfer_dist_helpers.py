@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
+import msgspec
 import pytest
 from transfer_pools import WAIT_S, FakeClock, closing, open_fds
 
@@ -106,6 +107,13 @@ def test_a_helper_gets_its_order_and_says_what_went_wrong_with_it(replica):
     replica.connection.close()  # nobody to meet
     assert isinstance(failed := message(helper), Failed)
     assert "the other side" in failed.error
+    with pytest.raises(ChannelError, match="the other end is gone"):
+        message(helper)
+    assert replica.end(helper).wait(WAIT_S)
+
+
+def test_a_helper_that_cannot_be_given_its_order_is_not_left_waiting_for_it(replica):
+    helper = replica.start(msgspec.structs.replace(ORDER, key=bytes(1 << 20)))  # more than a packet holds
     with pytest.raises(ChannelError, match="the other end is gone"):
         message(helper)
     assert replica.end(helper).wait(WAIT_S)

@@ -42,8 +42,10 @@ class Helper:
     def begin(self, pidfd: int) -> None:
         """It is there: give it its order."""
         self._pidfd = pidfd
-        with contextlib.suppress(ChannelError):  # it has ended already, which is seen at the channel
+        try:
             self.channel.send(self._order, self._fds)
+        except ChannelError:  # it has ended already, or would wait for ever; its end is seen at the channel
+            self.kill()
         self.discard()
 
     def discard(self) -> None:
