@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import resource
 import select
 import signal
 import socket
@@ -167,6 +169,28 @@ def test_a_server_that_forks_no_helper_in_time_is_replaced(replica):
     replica.connection.close()
     assert isinstance(message(another), Failed)
     replica.end(another)
+
+
+def test_a_replica_without_descriptors_has_no_helper_until_there_are_some(replica):
+    os.kill(replica.server(), signal.SIGKILL)
+    until_gone(replica)
+    with no_more_descriptors(), pytest.raises(ChannelError, match="Too many open files"):
+        replica.start()
+    replica.connection.close()
+    end_by_itself(replica)
+
+
+@contextlib.contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    """For this process: the lowest one that is free is beyond the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_why_torch_cannot_be_loaded_is_said(replica, monkeypatch, tmp_path):

@@ -18,7 +18,10 @@ class ForkingServer:
     when the system has no process for it."""
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise ChannelError(f"cannot talk to a process that forks helpers: {error}") from error
         ours.setblocking(False)
         try:
             self._process = subprocess.Popen(
