@@ -9,6 +9,8 @@ import resource
 import select
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -218,6 +220,29 @@ def test_after_close_there_is_no_helper_to_be_had():
         os.close(server)
         with pytest.raises(ChannelError, match="closed"):
             replica.start()
+
+
+@pytest.mark.parametrize("wanted", [0, 1], ids=["idle", "asked"])
+@pytest.mark.parametrize("torch", ["real", "broken"])
+def test_a_server_whose_replica_is_gone_ends_without_complaint(wanted, torch, tmp_path):
+    if torch == "broken":
+        (tmp_path / "torch.py").write_text("raise ImportError('a broken torch')")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+        server = subprocess.Popen(
+            [sys.executable, "-P", "-m", "transfer.dist.fork_server", str(os.getpid())],
+            stdin=theirs.fileno(),
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+    with ours:
+        for number in range(wanted):
+            helper, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with helper, its:
+                Channel(ours).send(HelperWanted(number=number), [its.fileno()])
+    _, said = server.communicate(timeout=START_S)
+    assert (server.returncode, said.decode()) == (0, "")
 
 
 def test_a_fork_that_fails_is_said_to_whoever_wanted_it_and_the_next_is_tried(monkeypatch):

@@ -43,10 +43,10 @@ class ForkServer:
                     continue
                 try:
                     number, theirs = next_wanted(self._channel)
+                    with theirs.sock:
+                        self._fork(number, theirs)
                 except ChannelError:
                     return
-                with theirs.sock:
-                    self._fork(number, theirs)
 
     def _fork(self, number: int, theirs: Channel) -> None:
         server = os.getpid()
@@ -97,8 +97,9 @@ def main() -> None:
     try:
         from transfer.dist.runner import run
     except Exception as error:  # the replica hears of it when it wants a helper, and goes on without
-        _, theirs = next_wanted(channel)
-        theirs.send(Failed(error=f"{type(error).__name__}: {error}"[:1000]))
+        with contextlib.suppress(ChannelError):  # it may not want one any more
+            _, theirs = next_wanted(channel)
+            theirs.send(Failed(error=f"{type(error).__name__}: {error}"[:1000]))
         return
     gc.collect()
     gc.freeze()  # all of torch: no helper needs to look at it, or to have it copied for that
