@@ -100,10 +100,7 @@ def message(helper: Helper) -> Message:
 def freeze(pid: int) -> None:
     """SIGSTOP, and wait until it has taken effect."""
     os.kill(pid, signal.SIGSTOP)
-    deadline = time.monotonic() + WAIT_S
-    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
 
 
 def test_a_helper_gets_its_order_and_says_what_went_wrong_with_it(replica):
@@ -121,6 +118,16 @@ def test_a_helper_that_cannot_be_given_its_order_is_not_left_waiting_for_it(repl
     with pytest.raises(ChannelError, match="the other end is gone"):
         message(helper)
     assert replica.end(helper).wait(WAIT_S)
+
+
+def test_nothing_that_a_helper_was_given_is_its_standard_input(replica):
+    helper, server = replica.start(), replica.server()
+    children = Path(f"/proc/{server}/task/{server}/children")
+    until(lambda: children.read_text() != "", within_s=START_S)
+    process = Path(f"/proc/{int(children.read_text())}")
+    until(lambda: (process / "comm").read_text() == "kv-give\n")  # it has been given its connection
+    assert os.readlink(process / "fd" / "0") == os.devnull
+    replica.end(helper)
 
 
 def test_a_helper_that_is_ended_before_it_is_there_was_given_nothing(replica):
@@ -206,8 +213,12 @@ def test_why_torch_cannot_be_loaded_is_said(replica, monkeypatch, tmp_path):
 
 
 def until_gone(replica: Replica) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while replica.in_loop(lambda: replica.helpers._server) is not None:
+    until(lambda: replica.in_loop(lambda: replica.helpers._server) is None)
+
+
+def until(condition: Callable[[], bool], *, within_s: float = WAIT_S) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

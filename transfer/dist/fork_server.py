@@ -93,7 +93,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the replica's to answer
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or, where a replica ignores it, the kernel reaps helpers
     show_as("kv-fork")
-    channel = Channel(socket.socket(fileno=0))
+    channel = Channel(socket.socket(fileno=os.dup(0)))
+    with open(os.devnull, "rb") as nothing:  # or a helper's connection became its standard input, which others inherit
+        os.dup2(nothing.fileno(), 0)
     try:
         from transfer.dist.runner import run
     except Exception as error:  # the replica hears of it when it wants a helper, and goes on without
