@@ -34,8 +34,8 @@ class TransferTimings:
     close_s: float = 10.0
     """A closing server or fetcher waits this long for its threads."""
     join_s: float = 60.0
-    """From the start of two helper processes until their process group is there; loading torch takes them a second or
-    two, and many times that on a busy machine."""
+    """From the first contact until there is a process group of two helper processes; a server that forks them and has
+    yet to load torch takes a second or two, and many times that on a busy machine."""
     patience_s: float = 5.0
     """Copies wait this long for a peer's first process group before they go another way."""
     piece_s: float = 10.0
