@@ -56,7 +56,9 @@ async def test_the_log_names_who_was_dropped_for_silence(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr("cluster.directory.time", SimpleNamespace(monotonic=lambda: now, time_ns=time.time_ns))
-    monkeypatch.setattr(logging.getLogger("cluster.directory"), "handlers", [caplog.handler])  # not through the root's
+    logger = logging.getLogger("cluster.directory")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    monkeypatch.setattr(logger, "propagate", False)  # whatever other tests have set up above it
     directory = Directory(timeout_s=5.0)
     await directory.heartbeat(member("a"), {})
     await directory.heartbeat(member("b"), {})
