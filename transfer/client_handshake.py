@@ -133,14 +133,18 @@ class ClientHandshake:
                 return
             message = bytes(self._received)
             self._received.clear()
-            if self._server_nonce:
-                self._welcomed(message)
-            else:
+            if not self._server_nonce:
                 self._greeted(message)
+                return
+            established = self._welcomed(message)
         except (BlockingIOError, InterruptedError):
             return
         except (OSError, WireError) as error:
             self._fail(str(error))
+            return
+        on_ready = self._on_ready
+        self._on_ready = self._on_failed = _nobody
+        on_ready(established)
 
     def _receive(self, limit: int) -> bytes:
         assert self._sock is not None
@@ -157,7 +161,7 @@ class ClientHandshake:
         if self._sock.send(hello) != len(hello):  # the buffer of a fresh connection is empty
             raise WireError("the peer takes no bytes")
 
-    def _welcomed(self, message: bytes) -> None:
+    def _welcomed(self, message: bytes) -> Established:
         welcome = decode_welcome(message, self._secret, self._server_nonce, self._nonce)
         if welcome.status is not Status.OK or welcome.boot != self._boot:
             raise WireError(f"the peer is boot {welcome.boot} now, boot {self._boot} was meant")
@@ -169,9 +173,7 @@ class ClientHandshake:
         key = connection_key(self._secret, self._server_nonce, self._nonce)
         established = Established(sock=self._sock, key=key, welcome=welcome, fds=self._fds)
         self._sock, self._fds = None, []
-        on_ready = self._on_ready
-        self._on_ready = self._on_failed = _nobody
-        on_ready(established)
+        return established
 
     def _fail(self, why: str) -> None:
         on_failed = self._on_failed

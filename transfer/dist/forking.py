@@ -59,6 +59,7 @@ class ForkingServer:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with our packages to be found, and no threads that only wait."""
+    """Ours, with our packages to be found, and no threads: a process that forks should have one."""
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return {**os.environ, "PYTHONPATH": path, **one_thread}

@@ -156,7 +156,9 @@ class Helpers:
 
     def _forked(self, number: int, pidfd: int) -> None:
         helper = self._wanted.pop(number, None)
-        if helper is None:  # ended meanwhile: without an order it goes by itself
+        if helper is None:  # ended meanwhile; it was given nothing
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.close(pidfd)
             return
         self._running.add(helper)
