@@ -26,6 +26,7 @@ from benchmarks.peer_process import PeerReady, filled_pool, peer, read_secret, s
 from benchmarks.report import Report, Table, add_report_options, configuration, finish
 from benchmarks.rounds import Ways, measure
 from benchmarks.slow_link import LOOPBACK, Link, slow_link
+from benchmarks.stats import median, milliseconds
 from benchmarks.timed_fetch import timed_fetch
 from transfer.checksum import page_checksums
 from transfer.doors import DoorParts, open_doors
@@ -102,8 +103,23 @@ def fetch(fetcher: PageFetcher, source: Sequence[int], target: Sequence[int], ch
     return timed_fetch(fetcher, job, transport="gloo")
 
 
-def groups(ready: GroupPeerReady, link: Link, sizes: list[int], *, rounds: int) -> Table:
-    """A row for each size."""
+def contacts(fetcher: PageFetcher, ready: GroupPeerReady, *, rounds: int) -> Table:
+    """From the first word to a peer to its first page: right after a replica's start, and to a peer that it knew."""
+    seconds = []
+    for _ in range(1 + rounds):
+        begin = time.perf_counter()
+        fetcher.attach(ADDRESS, ready.ticket)
+        fetch(fetcher, [0], [0], [])
+        seconds.append(time.perf_counter() - begin)
+        fetcher.detach(ADDRESS)
+    table = Table(title="a new group, until its first page", columns=["when", "ms"])
+    table.add("as the replicas start, which load torch", milliseconds(seconds[0]))
+    table.add(f"then (median of {rounds})", milliseconds(median(seconds[1:])))
+    return table
+
+
+def groups(ready: GroupPeerReady, link: Link, sizes: list[int], *, rounds: int) -> list[Table]:
+    """New groups; then pages, a row for each size."""
     ticket, size = ready.ticket, ready.ticket.page_bytes
     columns = ["bytes", "plain gloo", "pages", "of plain", "verified", "of plain", "scattered", "of contiguous"]
     table = Table(title=f"bandwidth in GB/s, pages of {size >> 10} KB", columns=columns)
@@ -118,6 +134,7 @@ def groups(ready: GroupPeerReady, link: Link, sizes: list[int], *, rounds: int) 
             transport="gloo",
             timings=TransferTimings(patience_s=_TIMEOUT.total_seconds()),
         )
+        found = [contacts(fetcher, ready, rounds=rounds), table]
         fetcher.attach(ADDRESS, ticket)
         for nbytes in sizes:
             straight, mixed = (choose(nbytes // size, ticket.num_pages) for choose in (contiguous, scattered))
@@ -132,7 +149,7 @@ def groups(ready: GroupPeerReady, link: Link, sizes: list[int], *, rounds: int) 
             table.add(human(nbytes), *moved.cells("plain", pages="plain", verified="plain", scattered="pages"))
         fetcher.close()
         plain.take(0)
-    return table
+    return found
 
 
 def main() -> None:
@@ -156,12 +173,12 @@ def main() -> None:
         link = stack.enter_context(slow_link(options.link_gbit)) if options.link_gbit else LOOPBACK
         served = ("--serve", page_bytes, num_pages, link.there)
         ready = stack.enter_context(peer("benchmarks.process_groups", *served, ready=GroupPeerReady, link=link))
-        table = groups(ready, link, sizes, rounds=options.rounds)
+        tables = groups(ready, link, sizes, rounds=options.rounds)
     report = Report(
         name="process-groups",
         purpose="Pages moved through gloo's process groups, against gloo's own send and receive of one span.",
         configuration=configuration(options, but=("serve",)),
-        tables=[table],
+        tables=tables,
     )
     finish(report, options)
 
