@@ -71,8 +71,8 @@ class Pool:
         options = {"timings": TransferTimings(patience_s=GROUP_WAIT_S), **timings_and_clock}
         self.peer = PeerProcess(boot=boot, page_bytes=PAGE, num_pages=PAGES, transport="gloo")
         if held:
-            until(lambda: servers_of(self.peer.pid) != [])
-            (self.held,) = servers_of(self.peer.pid)
+            until(lambda: [name_of(pid) for pid in servers_of(self.peer.pid)] == ["kv-fork"])
+            (self.held,) = servers_of(self.peer.pid)  # with that name it ends with the peer, stopped or not
             freeze(self.held)
         self.switch = Switch()
         self.receiver = Receiver(page_bytes=PAGE, num_pages=PAGES, transport="gloo", faults=self.switch, **options)
@@ -177,6 +177,10 @@ class Answers:
         with self._changed:
             self._given.append((result.error, has_memory(self._helper)))
             self._changed.notify_all()
+
+
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def has_memory(pid: int) -> bool:
