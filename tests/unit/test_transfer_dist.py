@@ -10,8 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -27,7 +26,9 @@ from transfer_pools import (
     Receiver,
     ServedPool,
     closing,
+    freeze,
     open_fds,
+    until,
 )
 
 from protocol.handshake import RegionTicket
@@ -71,7 +72,7 @@ class Pool:
         options = {"timings": TransferTimings(patience_s=GROUP_WAIT_S), **timings_and_clock}
         self.peer = PeerProcess(boot=boot, page_bytes=PAGE, num_pages=PAGES, transport="gloo")
         if held:
-            until(lambda: [name_of(pid) for pid in servers_of(self.peer.pid)] == ["kv-fork"])
+            until(lambda: [name_of(pid) for pid in servers_of(self.peer.pid)] == ["kv-fork"], within_s=GROUP_WAIT_S)
             (self.held,) = servers_of(self.peer.pid)  # with that name it ends with the peer, stopped or not
             freeze(self.held)
         self.switch = Switch()
@@ -143,12 +144,6 @@ def expect_end(pids: list[int]) -> Iterator[None]:
         os.close(fd)
 
 
-def freeze(pid: int) -> None:
-    """SIGSTOP, and wait until it has taken effect."""
-    os.kill(pid, signal.SIGSTOP)
-    until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
-
-
 class Answers:
     """What a fetch of half the pool is answered, each time with whether process `helper` could write anywhere at that
     moment. Its first pieces are on their way when this has been made."""
@@ -189,13 +184,6 @@ def has_memory(pid: int) -> bool:
         return Path(f"/proc/{pid}/maps").read_text() != ""
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + GROUP_WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -326,7 +314,7 @@ def test_a_killed_helper_costs_one_attempt_and_is_replaced():
     with closing(Pool(boot=4, timings=timings)) as (pool,):
         assert pool.fetch([1], [1]).transport == "gloo"
         for side in ("giver", "taker"):
-            until(lambda: pool.fetch([2], [2]).transport == "gloo")
+            until(lambda: pool.fetch([2], [2]).transport == "gloo", within_s=GROUP_WAIT_S)
             (giver,) = helpers_of(pool.peer.pid)
             (taker,) = (pid for pid in helpers_of(os.getpid()) if pid not in others)
             pool.clear()
@@ -346,7 +334,7 @@ def test_a_killed_fork_server_takes_its_helpers_along_and_is_replaced():
     timings = TransferTimings(retry_s=0.05, join_s=GROUP_WAIT_S, patience_s=GROUP_WAIT_S, piece_s=GROUP_WAIT_S)
     with closing(Pool(boot=14, timings=timings)) as (pool,):
         for side in ("giver's", "taker's"):
-            until(lambda: pool.fetch([2], [2]).transport == "gloo")
+            until(lambda: pool.fetch([2], [2]).transport == "gloo", within_s=GROUP_WAIT_S)
             (ours,) = (pid for pid in servers_of(os.getpid()) if pid not in others)
             (theirs,) = servers_of(pool.peer.pid)
             pool.clear()
@@ -418,7 +406,7 @@ def test_a_copy_does_not_wait_for_a_group_that_is_long_in_coming():
         result = pool.receiver.wait()
         assert (result.ok, result.transport) == (True, "tcp")
         os.kill(pool.held, signal.SIGCONT)
-        until(lambda: pool.fetch([2], [2]).transport == "gloo")  # the group was not given up
+        until(lambda: pool.fetch([2], [2]).transport == "gloo", within_s=GROUP_WAIT_S)  # the group was not given up
 
 
 def test_close_leaves_nothing_behind():
@@ -437,7 +425,7 @@ def test_a_receiver_that_closes_while_its_group_is_being_made():
     others = helpers_of(os.getpid())
     with closing(Pool(boot=7, held=True)) as (pool,):
         pool.receiver.start(pool.peer.address, [1], [1])
-        until(lambda: helpers_of(os.getpid()) != others)
+        until(lambda: helpers_of(os.getpid()) != others, within_s=GROUP_WAIT_S)
         pool.receiver.fetcher.close()
         assert pool.receiver.wait().error == "the fetcher was closed; gloo: stopped"
         assert helpers_of(os.getpid()) == others

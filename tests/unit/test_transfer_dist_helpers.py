@@ -12,14 +12,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
 import msgspec
 import pytest
-from transfer_pools import WAIT_S, FakeClock, closing, open_fds
+from transfer_pools import WAIT_S, FakeClock, closing, freeze, open_fds, until
 
 from transfer.dist.fork_server import ForkServer
 from transfer.dist.helpers import Helper, Helpers
@@ -95,12 +94,6 @@ def message(helper: Helper) -> Message:
     assert select.select([helper.channel.sock], [], [], START_S)[0]
     found, _ = helper.channel.receive()
     return found
-
-
-def freeze(pid: int) -> None:
-    """SIGSTOP, and wait until it has taken effect."""
-    os.kill(pid, signal.SIGSTOP)
-    until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
 
 
 def test_a_helper_gets_its_order_and_says_what_went_wrong_with_it(replica):
@@ -214,13 +207,6 @@ def test_why_torch_cannot_be_loaded_is_said(replica, monkeypatch, tmp_path):
 
 def until_gone(replica: Replica) -> None:
     until(lambda: replica.in_loop(lambda: replica.helpers._server) is None)
-
-
-def until(condition: Callable[[], bool], *, within_s: float = WAIT_S) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_after_close_there_is_no_helper_to_be_had():

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -283,6 +285,20 @@ def closing(*things) -> Iterator[tuple]:
         for thing in things:
             stack.callback(thing.close)
         yield things
+
+
+def until(condition: Callable[[], bool], *, within_s: float = WAIT_S) -> None:
+    """Wait for what gives no notice."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def freeze(pid: int) -> None:
+    """SIGSTOP, and wait until it has taken effect."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
 
 
 def open_fds() -> dict[str, str]:

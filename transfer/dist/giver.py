@@ -20,7 +20,7 @@ _MESSAGES = 3
 
 
 class Giver:
-    """Runs in its process's only thread."""
+    """Runs in its process's main thread."""
 
     def __init__(self, side: Side) -> None:
         self._side = side

@@ -55,8 +55,7 @@ class Helper:
         self._fds = []
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        _kill(self._pidfd)
 
     def bury(self) -> None:
         """Once it has ended."""
@@ -157,8 +156,7 @@ class Helpers:
     def _forked(self, number: int, pidfd: int) -> None:
         helper = self._wanted.pop(number, None)
         if helper is None:  # ended meanwhile; it was given nothing
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            _kill(pidfd)
             os.close(pidfd)
             return
         self._running.add(helper)
@@ -196,3 +194,8 @@ class Helpers:
     def _look(self) -> None:
         if self._closing and not self._ending:
             self._all_gone.set()
+
+
+def _kill(pidfd: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)

@@ -33,7 +33,7 @@ class _Message:
 
 
 class Taker:
-    """Runs in its process's only thread."""
+    """Runs in its process's main thread."""
 
     def __init__(self, side: Side) -> None:
         self._side = side
